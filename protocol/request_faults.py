@@ -1,0 +1,89 @@
+"""Faults in a request: how validation finds them and how a client reads them (B29).
+
+Unions are told apart by a callable discriminator. Its tags stand in angle brackets, which no field name of the wire
+does, so that they can be left out of the path that the client sees: `$.input[0].content[1].text`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pydantic import Discriminator
+from pydantic_core import ErrorDetails
+
+from protocol.errors import INVALID_REQUEST, InvalidRequest
+
+MAX_FAULTS = 32
+"""Faults listed in one answer."""
+
+# Names of fields may come from the client, at any length.
+_LONGEST_NAME = 80
+
+OTHER = "<other>"
+"""Tag of values that pass unseen: kinds of newer clients (W10)."""
+
+
+def fault(message: str, path: str = "$") -> dict[str, Any]:
+    """One entry of `error.details`."""
+    return {"type": INVALID_REQUEST, "code": "invalid_value", "message": message, "param": path}
+
+
+def refusal(faults: Iterable[Mapping[str, Any]]) -> InvalidRequest:
+    """The error for a request with these faults, at least one; message and param are those of the first."""
+    listed = list(faults)
+    first = listed[0]
+    param = str(first["param"]).removeprefix("$").removeprefix(".")
+    return InvalidRequest(str(first["message"]), param=param or None, details=listed[:MAX_FAULTS])
+
+
+def faults_of(errors: Iterable[ErrorDetails]) -> list[dict[str, Any]]:
+    """What pydantic found, as entries of `error.details`."""
+    return [_fault_of(error) for error in errors]
+
+
+def by_type(
+    known: Iterable[str],
+    type_of: Callable[[Mapping[str, Any]], object] = lambda value: value.get("type"),
+) -> Discriminator:
+    """Tells objects apart by their type: a known one gets the tag `<type>`, any other one `OTHER`."""
+    tags = {name: f"<{name}>" for name in known}
+
+    def tag(value: Any) -> str | None:
+        kind = type_of(value) if isinstance(value, Mapping) else None
+        return tags.get(kind, OTHER) if isinstance(kind, str) else None
+
+    return Discriminator(
+        tag,
+        custom_error_type="not_an_object_with_a_type",
+        custom_error_message="must be an object with a string `type`",
+    )
+
+
+def by_json_type(**named: type) -> Discriminator:
+    """Tells JSON types apart: `by_json_type(string=str, array=list)` gives the tags `<string>` and `<array>`."""
+
+    def tag(value: Any) -> str | None:
+        return next((f"<{name}>" for name, kind in named.items() if isinstance(value, kind)), None)
+
+    return Discriminator(
+        tag,
+        custom_error_type="wrong_json_type",
+        custom_error_message=f"must be of type {' or '.join(named)}",
+    )
+
+
+def _fault_of(error: ErrorDetails) -> dict[str, Any]:
+    path = "$" + "".join(_step(step) for step in error["loc"])
+    shown = path.removeprefix("$").removeprefix(".")
+    if error["type"] == "missing":
+        return fault(f"Missing required parameter: '{shown}'.", path)
+    message = error["msg"].removeprefix("Input should be").removeprefix("Value error,").strip()
+    expected = f"expected {message}" if error["msg"].startswith("Input should be") else message
+    return fault(f"Invalid value for '{shown}': {expected}.", path)
+
+
+def _step(step: int | str) -> str:
+    if isinstance(step, int):
+        return f"[{step}]"
+    if step == "[key]" or (step.startswith("<") and step.endswith(">")):
+        return ""
+    return f".{step[:_LONGEST_NAME]}"

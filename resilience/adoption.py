@@ -1,0 +1,126 @@
+"""Adoption: what was open in the ledger of a dead worker is taken care of by whoever learns of its death.
+
+Learned from a watch message that nobody pushed forward for `watch_visibility` seconds, or by the sweep from a
+ledger that is too old by the storage service's clock. A worker that lives after all is only disturbed: storage
+refuses its old writes, and it takes a new id.
+
+The order, each step repeatable, a crash anywhere found through the adopter's own ledger:
+
+1. open an adoption entry in one's own ledger;
+2. mark the ledger dead, by CAS (from here not one transaction of that worker gets through);
+3. for each entry: a background run gets a fresh start message, a foreground run its `failed` row unless it has one,
+   an unfinished adoption a fresh watch message;
+4. delete the ledger, the row `worker` last; 5. close the adoption entry.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from protocol import jsonio
+from protocol.response import failed
+from resilience.dispatch import Disposition
+from resilience.placement import tenant_in
+from resilience.record import MalformedRecord, RequestRecord
+from resilience.rows import first_row
+from resilience.runtime import Runtime
+from storage.errors import AlreadyExists, NotFound, PreconditionFailed
+from storage.ledger import LedgerEntry
+from storage.payloads import StoredPayload
+
+_log = logging.getLogger("resilience.adoption")
+
+ADOPTION = "adoption"
+
+
+async def adopt(runtime: Runtime, worker_id: str) -> None:
+    """Take over what that worker had open; nothing to do if it ended properly.
+
+    Raises:
+        StorageUnavailable: It could not be completed; it must be tried again.
+    """
+    if runtime.worker.is_current(worker_id):
+        await _reassure(runtime, worker_id)
+        return
+    entry = LedgerEntry(f"adopt-{worker_id}", ADOPTION, {"worker": worker_id})
+    own_id = await runtime.worker.open(entry)
+    if await _mark_dead(runtime, worker_id):
+        found = await runtime.storage.ledger.entries(worker_id)
+        _log.warning("worker %s is dead: %d open entries", worker_id, len(found))
+        for open_entry in found:
+            await _take_care(runtime, open_entry)
+        await runtime.storage.ledger.wipe(worker_id)
+    # Not in a `finally`: an adoption that did not come to its end has to stay open.
+    runtime.worker.close(own_id, entry.key)
+
+
+async def sweep(runtime: Runtime) -> None:
+    """Adopt the workers whose watch message was lost (their ledgers are few, and old ones fewer)."""
+    now = await runtime.storage.ledger.service_time()
+    for record in await runtime.storage.ledger.stale(now - timedelta(seconds=runtime.settings.stale_after)):
+        if not runtime.worker.is_current(record.worker_id):
+            await adopt(runtime, record.worker_id)
+
+
+async def _reassure(runtime: Runtime, worker_id: str) -> None:
+    """This process received its own watch message: it was held up, not dead. A new message replaces the spent one."""
+    receipt = await runtime.storage.watch.send(worker_id, delay=runtime.settings.watch_visibility)
+    if not runtime.worker.keep_watch(worker_id, receipt):
+        await runtime.storage.watch.delete(receipt)
+
+
+async def _mark_dead(runtime: Runtime, worker_id: str) -> bool:
+    """False if there is no ledger: the worker closed it, or another adopter has finished."""
+    while True:
+        try:
+            record = await runtime.storage.ledger.read(worker_id)
+            if record.state == "dead":
+                return True
+            await runtime.storage.ledger.mark_dead(record)
+        except NotFound:
+            return False
+        except PreconditionFailed:
+            continue  # it changed at this moment: look again
+        else:
+            return True
+
+
+async def _take_care(runtime: Runtime, entry: LedgerEntry) -> None:
+    data = entry.data
+    if entry.kind == ADOPTION:
+        await runtime.storage.watch.send(str(data.get("worker")), delay=0)
+    elif entry.kind == "background":
+        await runtime.storage.work.send_start(tenant_in(str(data.get("key"))), str(data.get("id")))
+    elif entry.kind == "foreground":
+        await _record_failure(runtime, data)
+    else:
+        _log.error("ledger entry %s is of the unknown kind %r", entry.key, entry.kind)
+
+
+async def _record_failure(runtime: Runtime, data: Mapping[str, Any]) -> None:
+    """Row 3, path C: the response failed, unless its worker stored an outcome before it died."""
+    key, response_id = str(data["key"]), str(data["id"])
+    inline, blob = data.get("record"), data.get("record_blob")
+    request = StoredPayload(
+        inline=inline if isinstance(inline, bytes) else None, blob=blob if isinstance(blob, str) else None
+    )
+    storage = runtime.storage
+    try:
+        record = RequestRecord.from_bytes(await storage.payloads.get(request))
+    except (MalformedRecord, NotFound):
+        _log.exception("response %s: its record cannot be read", response_id)
+        return
+    snapshot = failed(
+        record.snapshot(runtime.app.options.default_model, "in_progress"),
+        "server_error",
+        "The worker of this response stopped.",
+        "crash_recovery",
+    )
+    stored = await storage.payloads.put(key, response_id, "snapshot", jsonio.dumps(snapshot))
+    row = first_row(key, record, Disposition.FOREGROUND, request, status="failed")
+    try:
+        await storage.rows.insert(replace(row, snapshot=stored, generation=1, attempt=1, error_code="server_error"))
+    except AlreadyExists:
+        _log.info("response %s had ended already", response_id)

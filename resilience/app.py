@@ -1,0 +1,82 @@
+"""The app: options and the one handler, registered by the file that a user edits."""
+
+import inspect
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from typing import Any, cast
+
+from resilience.context import ResponseContext
+from resilience.options import ResponsesServerOptions
+
+type Events = AsyncIterable[Any] | Iterable[Any]
+type Handler = Callable[[dict[str, Any], ResponseContext, Any], Events | Awaitable[Events]]
+
+
+class NoHandler(RuntimeError):
+    """The app has no handler: decorate one with @app.response_handler."""
+
+    def __init__(self) -> None:
+        super().__init__(self.__doc__)
+
+
+class ResponsesApp:
+    """Options and handler of a server.
+
+    Example::
+
+        app = ResponsesApp(ResponsesServerOptions(resilient_background=True))
+
+        @app.response_handler
+        async def answer(request, context, cancellation_signal):
+            return TextResponse(context, request, text="Hello")
+    """
+
+    def __init__(self, options: ResponsesServerOptions | None = None) -> None:
+        self.options = options or ResponsesServerOptions()
+        self._handler: Handler | None = None
+
+    @property
+    def handler(self) -> Handler:
+        """The registered handler.
+
+        Raises:
+            NoHandler: None is registered.
+        """
+        if self._handler is None:
+            raise NoHandler
+        return self._handler
+
+    def response_handler[H: Callable[..., Any]](self, handler: H) -> H:
+        """Register ``async def handler(request, context, cancellation_signal)``; a decorator.
+
+        The handler is an async generator of events, or returns a `TextResponse`, or an iterable of events, async or
+        not.
+
+        Raises:
+            TypeError: It is not an async function of these three parameters, or one is registered already.
+        """
+        if self._handler is not None:
+            raise TypeError("the app already has a response handler")
+        if not (inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler)):
+            raise TypeError(f"the response handler {_name(handler)} must be an async function")
+        try:
+            inspect.signature(handler).bind(None, None, None)
+            required = sum(_is_required(p) for p in inspect.signature(handler).parameters.values())
+        except TypeError:
+            required = -1
+        if required != 3:
+            raise TypeError(
+                f"the response handler {_name(handler)} must take exactly (request, context, cancellation_signal)"
+            )
+        self._handler = cast("Handler", handler)
+        return handler
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty and parameter.kind in (
+        parameter.POSITIONAL_ONLY,
+        parameter.POSITIONAL_OR_KEYWORD,
+    )
+
+
+def _name(handler: object) -> str:
+    return str(getattr(handler, "__qualname__", handler))

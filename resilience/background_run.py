@@ -1,0 +1,391 @@
+"""A background run: one owned response from a handler entry to its end in this process.
+
+Nothing here decides who owns the response; every write goes through `Ownership`, and the first refusal ends the
+run's right to go on. What can end it, strongest first:
+
+- storage refuses a write: the row says why (`OwnershipLost`);
+- a client cancels: the outcome stands in the row already, the terminal frame follows at once, the handler winds down;
+- the handler's terminal event, its error, or its end without either;
+- a hand-over: the worker has to stop, another one continues.
+
+Order at the end (V1): log flushed → row to its outcome, by CAS → terminal frame. A crash between them is completed
+by `log_repair`.
+"""
+
+import asyncio
+import logging
+from contextlib import aclosing
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from protocol import jsonio, sse
+from protocol.errors import ApiError, HandlerRefused, error_event
+from protocol.event_stream import CHECKPOINT
+from protocol.response import TERMINAL_STATUSES, failed, fill_response
+from resilience.context import ExitForRecovery, ResponseContext
+from resilience.dispatch import Disposition
+from resilience.feed import Feed
+from resilience.handler_entry import answer_to, events_of
+from resilience.history import History
+from resilience.journal import Journal
+from resilience.log_repair import complete_log
+from resilience.outcome import terminal_frames
+from resilience.ownership import Ownership, OwnershipLost, has_log
+from resilience.placement import tenant_in
+from resilience.record import RequestRecord
+from resilience.runtime import Runtime
+from resilience.stamper import Ending, Stamped, Stamper
+from storage.errors import StorageUnavailable
+from storage.rows import ResponseRow
+
+_log = logging.getLogger("resilience.run")
+
+GENERIC_FAILURE = "The server had an error while processing your request."
+STORAGE_RETRY_SECONDS = 2.0
+
+
+class RunEnd(Enum):
+    """How a run left this process."""
+
+    ENDED = auto()
+    HANDED_OVER = auto()
+    LOST = auto()
+    RECLAIM = auto()
+    """Refused although the row still names us: it must be claimed again, or nobody would."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why a response fails without its handler being entered (again)."""
+
+    message: str
+    shutdown_reason: str | None = None
+
+
+UNREADABLE = Verdict("The stored request cannot be read.")
+ATTEMPTS_EXHAUSTED = Verdict("The response was tried too often.", "attempts_exhausted")
+WORKER_STOPPED = Verdict("The worker of this response stopped.", "crash_recovery")
+
+
+def _verdict_of_row(row: ResponseRow, max_attempts: int) -> Verdict | None:
+    if row.attempt > max_attempts:
+        return ATTEMPTS_EXHAUSTED
+    if row.generation > 1 and row.disposition != Disposition.RESILIENT:
+        return WORKER_STOPPED
+    return None
+
+
+class BackgroundRun:
+    """Executes one owned background response."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        ownership: Ownership,
+        record: RequestRecord,
+        feed: Feed | None,
+        verdict: Verdict | None = None,
+    ) -> None:
+        self._runtime = runtime
+        self._verdict = verdict or _verdict_of_row(ownership.row, runtime.settings.max_attempts)
+        self._ownership = ownership
+        self._worker_id = ownership.row.owner
+        self._record = record
+        self._feed = feed
+        self._journal: Journal | None = None
+        self._signal = asyncio.Event()
+        self._handler: asyncio.Task[None] | None = None
+        loop = asyncio.get_running_loop()
+        self._ending: asyncio.Future[Ending] = loop.create_future()
+        self._cancelled: asyncio.Future[ResponseRow] = loop.create_future()
+        self._must_leave: asyncio.Future[None] = loop.create_future()
+        self._displaced: asyncio.Future[None] = loop.create_future()
+        self._muted = False
+        self._stamper: Stamper
+        self._context: ResponseContext
+
+    @property
+    def response_id(self) -> str:
+        return self._record.response_id
+
+    @property
+    def worker_id(self) -> str:
+        """The worker id that it was claimed under."""
+        return self._worker_id
+
+    def cancelled(self, row: ResponseRow) -> None:
+        if not self._cancelled.done():
+            self._cancelled.set_result(row)
+
+    def hand_over(self) -> None:
+        if not self._must_leave.done():
+            self._must_leave.set_result(None)
+
+    def displace(self) -> None:
+        """Its worker id is dead: stop without another write."""
+        if not self._displaced.done():
+            self._displaced.set_result(None)
+
+    async def execute(self) -> RunEnd:
+        """Run to the end in this process; safe to be killed anywhere."""
+        try:
+            await self._prepare()
+            return await self._run()
+        except OwnershipLost as lost:
+            return await self._after_loss(lost)
+        finally:
+            await self._leave()
+
+    async def _prepare(self) -> None:
+        persisted = await self._persisted()
+        recovery = self._ownership.is_recovery
+        base = persisted or self._record.snapshot(self._runtime.app.options.default_model, "in_progress")
+        self._stamper = Stamper(
+            base, last_sequence=self._ownership.last_sequence, recovery=recovery, now=self._runtime.now
+        )
+        row = self._ownership.row
+        self._context = ResponseContext(
+            self._record,
+            Disposition(row.disposition),
+            History(self._runtime.storage, row.partition_key, self._record),
+            history_limit=self._runtime.app.options.default_fetch_history_count,
+            is_recovery=recovery,
+            persisted_response=(persisted or base) if recovery else None,
+        )
+        if self._feed is not None:
+            self._feed.begin(self._ownership.last_sequence + 1)
+            self._feed.local = True
+            self._feed.wake()
+            self._journal = Journal(
+                self._ownership, self._feed, self._runtime.settings, lambda: len(self._runtime.running)
+            )
+
+    async def _persisted(self) -> dict[str, Any] | None:
+        stored = self._ownership.row.snapshot
+        if stored is None:
+            return None
+        snapshot: dict[str, Any] = jsonio.loads(await self._runtime.storage.payloads.get(stored))
+        return snapshot
+
+    async def _run(self) -> RunEnd:
+        if self._verdict is not None:
+            return await self._fail(self._verdict.message, shutdown_reason=self._verdict.shutdown_reason)
+        name = f"handler-{self._record.response_id}"
+        self._handler = asyncio.get_running_loop().create_task(self._enter(), name=name)
+        await self._wait(self._handler, self._ending, self._cancelled, self._must_leave, self._displaced)
+        if self._displaced.done():
+            return RunEnd.LOST
+        if self._cancelled.done():
+            return await self._end_cancelled(self._cancelled.result())
+        if self._ending.done():
+            return await self._finish(self._ending.result().snapshot)
+        if self._handler.done():
+            return await self._end_without_outcome(self._handler)
+        return await self._shut_down(self._handler)
+
+    async def _wait(self, *what: asyncio.Future[Any], timeout: float | None = None) -> None:
+        await asyncio.wait(what, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+
+    # -- the handler's events ---------------------------------------------------------------------------------------
+
+    async def _enter(self) -> None:
+        async with aclosing(events_of(self._runtime.app.handler, self._context, self._signal)) as events:
+            async for event in events:
+                if not self._muted:
+                    await self._take(event)
+
+    async def _take(self, event: Any) -> None:
+        if isinstance(event, dict) and event.get("type") == CHECKPOINT:
+            await self._checkpoint(event)
+            return
+        result = self._stamper.stamp(event)
+        if isinstance(result, Ending):
+            self._muted = True  # whatever the handler still says, the outcome is this
+            self._ending.set_result(result)
+            return
+        for stamped in result:
+            await self._emit(stamped)
+
+    async def _emit(self, stamped: Stamped) -> None:
+        if self._journal is not None:
+            await self._journal.write(stamped.sequence, stamped.frame, at_once=stamped.at_once)
+
+    async def _flush(self) -> None:
+        if self._journal is not None:
+            await self._journal.flush()
+
+    async def _checkpoint(self, event: dict[str, Any]) -> None:
+        """R11: durable before the handler goes on; a storage that fails costs the checkpoint, not the run."""
+        if self._ownership.row.disposition != Disposition.RESILIENT:
+            return
+        given = event.get("response")
+        snapshot = fill_response(
+            given if isinstance(given, dict) else {}, self._stamper.snapshot(), status="in_progress"
+        )
+        data = jsonio.dumps(snapshot)
+        stored = self._ownership.row.snapshot
+        if stored is not None and stored.inline == data:
+            return
+        try:
+            await self._flush()
+            await self._ownership.checkpoint(data)
+        except StorageUnavailable:
+            _log.warning("response %s: checkpoint not stored", self._record.response_id, exc_info=True)
+
+    # -- the ways to end --------------------------------------------------------------------------------------------
+
+    async def _end_without_outcome(self, handler: asyncio.Task[None]) -> RunEnd:
+        """The handler stopped by itself: an error, an exit, or no terminal event (B32)."""
+        error = RuntimeError("the handler was cancelled from within") if handler.cancelled() else handler.exception()
+        if isinstance(error, OwnershipLost):
+            raise error
+        if isinstance(error, ExitForRecovery):
+            return await self._hand_over(graceful=False)
+        if error is None:
+            _log.error("response %s: the handler ended without a terminal event", self._record.response_id)
+            return await self._fail(GENERIC_FAILURE)
+        _log.error("response %s: the handler failed", self._record.response_id, exc_info=error)
+        if isinstance(error, StorageUnavailable):
+            return await self._fail("The storage did not answer.", code="storage_error")
+        answer = answer_to(error)
+        if isinstance(answer, HandlerRefused) and not self._stamper.begun:
+            return await self._fail(answer.message, code="invalid_prompt", refused=answer)
+        return await self._fail(GENERIC_FAILURE, refused=answer)
+
+    async def _shut_down(self, handler: asyncio.Task[None]) -> RunEnd:
+        """Path A within the grace, path B after it (B24)."""
+        self._context.shutdown.set()
+        grace = self._runtime.app.options.shutdown_grace_period_seconds
+        await self._wait(handler, self._ending, self._cancelled, timeout=grace)
+        if self._cancelled.done():
+            return await self._end_cancelled(self._cancelled.result())
+        if self._ending.done():
+            return await self._finish(self._ending.result().snapshot)
+        if handler.done() and not handler.cancelled() and isinstance(error := handler.exception(), OwnershipLost):
+            raise error
+        await self._stop_handler()
+        if self._ownership.row.disposition == Disposition.RESILIENT:
+            return await self._hand_over(graceful=True)
+        return await self._fail("The worker of this response was shut down.", shutdown_reason="grace_exhausted")
+
+    async def _hand_over(self, *, graceful: bool) -> RunEnd:
+        """Another worker continues at once; a crash in here is found through the ledger."""
+        self._muted = True
+        await self._flush()
+        await self._ownership.hand_over(graceful=graceful)
+        row = self._ownership.row
+        await self._runtime.storage.work.send_start(tenant_in(row.partition_key), row.id)
+        return RunEnd.HANDED_OVER
+
+    async def _fail(
+        self,
+        message: str,
+        *,
+        code: str = "server_error",
+        shutdown_reason: str | None = None,
+        refused: ApiError | None = None,
+    ) -> RunEnd:
+        """End as failed, over the last snapshot.
+
+        `refused` becomes the one `error` event where nothing was said yet (B8).
+        """
+        snapshot = failed(self._stamper.snapshot(), code, message, shutdown_reason)
+        return await self._finish(snapshot, None if self._stamper.begun else refused)
+
+    async def _finish(self, snapshot: dict[str, Any], refused: ApiError | None = None) -> RunEnd:
+        self._muted = True
+        try:
+            await self._flush()
+            await self._decide(snapshot)
+        except StorageUnavailable:
+            _log.exception("response %s: the outcome could not be stored", self._record.response_id)
+            snapshot = failed(snapshot, "storage_error", "The storage did not answer while the response was finished.")
+            await self._decide_stubbornly(snapshot)
+        await self._close_log(snapshot, refused)
+        await self._wind_down()
+        return RunEnd.ENDED
+
+    async def _decide(self, snapshot: dict[str, Any]) -> None:
+        error = snapshot.get("error")
+        await self._ownership.finish(
+            snapshot["status"],
+            jsonio.dumps(snapshot),
+            completed_at=snapshot.get("completed_at"),
+            error_code=str(error.get("code", "")) if isinstance(error, dict) else "",
+        )
+
+    async def _decide_stubbornly(self, snapshot: dict[str, Any]) -> None:
+        """R14: never left in progress; as long as this process lives and owns the run it tries."""
+        while True:
+            try:
+                await self._decide(snapshot)
+                return
+            except StorageUnavailable:
+                await asyncio.sleep(STORAGE_RETRY_SECONDS)
+
+    async def _end_cancelled(self, row: ResponseRow) -> RunEnd:
+        """The outcome is in the row; the client's stream ends now, the handler may take its time (B11)."""
+        self._muted = True
+        self._context.client_cancelled = True
+        self._signal.set()
+        if row.snapshot is not None:
+            snapshot = jsonio.loads(await self._runtime.storage.payloads.get(row.snapshot))
+            try:
+                await self._flush()
+                await self._close_log(snapshot)
+            except OwnershipLost:
+                await complete_log(self._runtime.storage, row)
+        await self._wind_down()
+        return RunEnd.ENDED
+
+    async def _close_log(self, snapshot: dict[str, Any], refused: ApiError | None = None) -> None:
+        if self._feed is None or not has_log(self._ownership.row):
+            return
+        if refused is not None:
+            frames = [(0, sse.encode(error_event(0, refused)))]
+        else:
+            frames = terminal_frames(snapshot, self._ownership.last_sequence)
+        await self._ownership.append(b"".join(frame for _, frame in frames), frames[-1][0])
+        self._feed.publish(frames)
+        self._feed.end()
+
+    async def _after_loss(self, lost: OwnershipLost) -> RunEnd:
+        self._muted = True
+        if lost.row is None:
+            return RunEnd.LOST
+        if lost.cancelled:
+            return await self._end_cancelled(lost.row)
+        if lost.still_names(self._worker_id):
+            return RunEnd.RECLAIM
+        if lost.row.status in TERMINAL_STATUSES and not lost.row.deleted:
+            await complete_log(self._runtime.storage, lost.row)
+            return RunEnd.ENDED
+        _log.warning("response %s: another worker owns it now", self._record.response_id)
+        return RunEnd.LOST
+
+    async def _wind_down(self) -> None:
+        if self._handler is not None and not self._handler.done():
+            await self._wait(self._handler, timeout=self._runtime.settings.cancel_grace)
+
+    async def _stop_handler(self) -> None:
+        self._muted = True
+        handler = self._handler
+        if handler is not None:
+            handler.cancel()
+            await settled(handler)
+
+    async def _leave(self) -> None:
+        await self._stop_handler()
+        if self._journal is not None:
+            await self._journal.close()
+        if self._feed is not None:
+            self._feed.local = False
+            self._feed.wake()
+
+
+async def settled(task: asyncio.Task[None]) -> None:
+    """Wait for a task's end and look at what became of it, so that it is not reported as never looked at."""
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

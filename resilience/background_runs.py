@@ -1,0 +1,292 @@
+"""The background runs of this process: claimed, started, attached to, claimed again.
+
+One claim per response at a time in a process: start messages of the same response, and its eager acceptance, take
+turns. A message that finds its response running here waits for the run's end, so that the platform sees the
+invocation working.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from resilience import acceptance
+from resilience.acceptance import remove_blobs, run_entry
+from resilience.background_run import ATTEMPTS_EXHAUSTED, UNREADABLE, BackgroundRun, RunEnd, Verdict
+from resilience.cancel_watch import CancelWatch
+from resilience.dispatch import Disposition
+from resilience.foreground_run import ledger_key
+from resilience.log_repair import complete_log
+from resilience.ownership import ClaimRequest, Declined, Ownership, Reason, claim, has_log
+from resilience.placement import tenant_in
+from resilience.record import MalformedRecord, RequestRecord
+from resilience.runtime import Runtime
+from resilience.snapshots import record_of
+from resilience.worker import Worker
+from storage.errors import NotFound, StorageUnavailable
+from storage.ledger import LedgerEntry
+from storage.rows import ResponseRow
+
+_log = logging.getLogger("resilience.runs")
+
+_FIRST_LOOK = 0.05
+_LAST_LOOK = 2.0
+"""Seconds between two looks for a row that is still missing."""
+
+_REMEMBERED = 1024
+"""Responses whose end in this process is remembered."""
+
+
+class OwnedRun:
+    """A response that this process owns, over as many claims as it takes."""
+
+    def __init__(self, first: BackgroundRun) -> None:
+        self.current = first
+        self._over = asyncio.Event()
+
+    @property
+    def worker_id(self) -> str:
+        return self.current.worker_id
+
+    def cancelled(self, row: ResponseRow) -> None:
+        self.current.cancelled(row)
+
+    def hand_over(self) -> None:
+        self.current.hand_over()
+
+    def displace(self) -> None:
+        """Stop without another write."""
+        self.current.displace()
+
+    def over(self) -> None:
+        """This process has nothing more to do with it."""
+        self._over.set()
+
+    async def ended(self) -> None:
+        await self._over.wait()
+
+
+class _Opener:
+    """Opens a run in this worker's ledger when a claim needs it."""
+
+    def __init__(self, worker: Worker, entry: LedgerEntry) -> None:
+        self._worker = worker
+        self._entry = entry
+        self._worker_id = ""
+
+    async def open_run(self) -> str:
+        self._worker_id = await self._worker.open(self._entry)
+        return self._worker_id
+
+    def is_current(self, worker_id: str) -> bool:
+        return self._worker.is_current(worker_id)
+
+    def close(self) -> None:
+        """Forget the run if it was opened."""
+        if self._worker_id:
+            self._worker.close(self._worker_id, self._entry.key)
+
+
+class BackgroundRuns:
+    """Claims and executes background responses."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._cancel_watch = CancelWatch(runtime)
+        self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._ended_here: OrderedDict[str, None] = OrderedDict()
+        self._draining = False
+
+    def has_room(self) -> bool:
+        """True if another run may start here without a queue's invocation."""
+        return not self._draining and len(self._runtime.running) < self._runtime.settings.eager_limit
+
+    def drain(self) -> None:
+        """Start nothing any more."""
+        self._draining = True
+
+    async def accept(self, key: str, record: RequestRecord, disposition: Disposition) -> ResponseRow:
+        """Record a response and start it at once.
+
+        Raises:
+            StorageError: It is not recorded; nothing of it will run.
+        """
+        async with self._turn(record.response_id):
+            ownership = await acceptance.accept_and_own(self._runtime, key, record, disposition)
+            self._start(ownership, record, None)
+        return ownership.row
+
+    async def run(self, key: str, response_id: str) -> None:
+        """Run a response unless somebody does or did; returns when this process is done with it.
+
+        Raises:
+            StorageError: It is not known who owns it: try again.
+        """
+        await self._run(key, response_id, None)
+
+    async def give_up(self, key: str, response_id: str) -> None:
+        """Fail a response whose start message failed too often, unless somebody runs it (R5)."""
+        await self._run(key, response_id, ATTEMPTS_EXHAUSTED)
+
+    async def _run(self, key: str, response_id: str, verdict: Verdict | None) -> None:
+        if response_id in self._ended_here:
+            return
+        async with self._turn(response_id):
+            run = await self._attach(response_id)
+            if run is None:
+                if self._draining:
+                    await self._runtime.storage.work.send_start(tenant_in(key), response_id)
+                    return
+                run = await self._claim_and_start(key, response_id, verdict)
+        if run is not None:
+            await run.ended()
+
+    async def _attach(self, response_id: str) -> OwnedRun | None:
+        """The run that this process has, unless its worker id was declared dead: then it is stopped.
+
+        To be claimed anew.
+        """
+        run = self._runtime.running.get(response_id)
+        if not isinstance(run, OwnedRun):
+            return None
+        if self._runtime.worker.is_current(run.worker_id):
+            return run
+        run.displace()
+        await run.ended()
+        return None
+
+    async def _claim_and_start(self, key: str, response_id: str, verdict: Verdict | None) -> OwnedRun | None:
+        ownership = await self._claim(key, response_id)
+        if ownership is None:
+            return None
+        return self._start(ownership, *await self._read_record(ownership, verdict))
+
+    async def _read_record(self, ownership: Ownership, verdict: Verdict | None) -> tuple[RequestRecord, Verdict | None]:
+        """The record, or an empty one with the verdict that it is unreadable (R3)."""
+        try:
+            return await record_of(self._runtime, ownership.row), verdict
+        except (MalformedRecord, NotFound):
+            row = ownership.row
+            _log.exception("response %s: its record cannot be read", row.id)
+            empty = RequestRecord(
+                response_id=row.id,
+                created_at=row.created_at,
+                principal=row.principal,
+                request={"background": row.background, "stream": row.stream},
+                client_headers={},
+                query_parameters={},
+                agent_reference=None,
+            )
+            return empty, UNREADABLE
+
+    async def _claim(self, key: str, response_id: str) -> Ownership | None:
+        """Claim a run that this process does not have; None if there is nothing to do here."""
+        claimant = _Opener(self._runtime.worker, run_entry(key, response_id))
+        outcome: Ownership | Declined | None = None
+        try:
+            outcome = await self._claim_patiently(ClaimRequest(key, response_id, claimant))
+            if isinstance(outcome, Declined):
+                await self._after_decline(outcome, key, response_id)
+                return None
+            return outcome
+        finally:
+            if not isinstance(outcome, Ownership):
+                claimant.close()
+
+    async def _claim_patiently(self, request: ClaimRequest) -> Ownership | Declined:
+        """Claim; a message may be faster than its row (it is sent first), so a missing one is looked for again (R2)."""
+        loop_time = asyncio.get_running_loop().time
+        give_up_at = loop_time() + self._runtime.settings.missing_row_patience
+        pause = _FIRST_LOOK
+        while True:
+            outcome = await claim(self._runtime.storage, request, self._runtime.settings)
+            missing = isinstance(outcome, Declined) and outcome.reason is Reason.NO_ROW
+            if not missing or loop_time() >= give_up_at:
+                return outcome
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LAST_LOOK)
+
+    async def _after_decline(self, declined: Declined, key: str, response_id: str) -> None:
+        if declined.reason is Reason.TERMINAL and declined.row is not None:
+            await complete_log(self._runtime.storage, declined.row)
+        elif declined.reason in (Reason.NO_ROW, Reason.DELETED):
+            _log.info("response %s: nothing to run (%s)", response_id, declined.reason.name)
+            await remove_blobs(self._runtime, key, response_id)
+
+    def _start(self, ownership: Ownership, record: RequestRecord, verdict: Verdict | None) -> OwnedRun:
+        row = ownership.row
+        run = OwnedRun(self._new_run(ownership, record, verdict))
+        self._runtime.running[row.id] = run
+        self._cancel_watch.add(row.partition_key, row.id)
+        self._runtime.spawn(self._own(run, ownership, record), f"run-{row.id}")
+        return run
+
+    def _new_run(self, ownership: Ownership, record: RequestRecord, verdict: Verdict | None) -> BackgroundRun:
+        feed = self._runtime.tails.feed(record.response_id) if has_log(ownership.row) else None
+        return BackgroundRun(self._runtime, ownership, record, feed, verdict)
+
+    async def _own(self, run: OwnedRun, ownership: Ownership, record: RequestRecord) -> None:
+        """Execute until this process has no part in the response any more."""
+        response_id = record.response_id
+        time_limit = asyncio.get_running_loop().call_later(self._runtime.settings.handover_after, run.hand_over)
+        try:
+            while (end := await self._execute(run.current)) is RunEnd.RECLAIM:
+                # Refused, but nobody else took it: we have to go on, nobody else would.
+                claimed = await self._claim_again(ownership.row.partition_key, response_id)
+                if claimed is None:
+                    self._close(run.current)
+                    return
+                run.current = self._new_run(claimed, record, None)
+            if end is RunEnd.ENDED:
+                self._remember(response_id)
+        finally:
+            time_limit.cancel()
+            self._cancel_watch.remove(response_id)
+            if self._runtime.running.get(response_id) is run:
+                del self._runtime.running[response_id]
+            self._runtime.tails.release(response_id)
+            run.over()
+
+    async def _execute(self, run: BackgroundRun) -> RunEnd:
+        """One claim's run. While it is not known how it left, it is ours to look after: the ledger keeps it open."""
+        try:
+            end = await run.execute()
+        except Exception:
+            # Storage was silent for too long, or the engine is at fault; attempts are bounded either way (R5).
+            _log.exception("response %s: the run broke off", run.response_id)
+            return RunEnd.RECLAIM
+        if end is not RunEnd.RECLAIM:
+            self._close(run)
+        return end
+
+    def _close(self, run: BackgroundRun) -> None:
+        self._runtime.worker.close(run.worker_id, ledger_key(run.response_id))
+
+    async def _claim_again(self, key: str, response_id: str) -> Ownership | None:
+        while True:
+            try:
+                return await self._claim(key, response_id)
+            except StorageUnavailable:
+                _log.warning("response %s: storage does not answer, it is claimed again later", response_id)
+                await asyncio.sleep(_LAST_LOOK)
+
+    def _remember(self, response_id: str) -> None:
+        """Its start message may come only now: nothing is left to do for it, not even a look."""
+        self._ended_here[response_id] = None
+        while len(self._ended_here) > _REMEMBERED:
+            self._ended_here.popitem(last=False)
+
+    @asynccontextmanager
+    async def _turn(self, response_id: str) -> AsyncGenerator[None]:
+        lock, users = self._turns.get(response_id, (asyncio.Lock(), 0))
+        self._turns[response_id] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._turns[response_id]
+            if users == 1:
+                del self._turns[response_id]
+            else:
+                self._turns[response_id] = (lock, users - 1)

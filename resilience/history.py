@@ -1,0 +1,76 @@
+"""The turns before a response: their input and output items, oldest first (S6).
+
+A chain lies in one partition, so that one query reads all of it, whatever its length; who follows whom is then a
+matter of memory.
+"""
+
+from typing import Any
+
+from protocol import jsonio
+from protocol.items import input_items
+from resilience.record import RequestRecord
+from storage.connection import Storage
+from storage.rows import ResponseRow
+
+
+class History:
+    """Reads the chain that ends before one response."""
+
+    def __init__(self, storage: Storage, partition_key: str, record: RequestRecord) -> None:
+        self._storage = storage
+        self._partition_key = partition_key
+        self._record = record
+        self._turns: list[ResponseRow] | None = None
+
+    async def items(self, limit: int = -1) -> list[dict[str, Any]]:
+        """Items of the earlier turns, oldest first; the newest `limit` of them, all if it is negative."""
+        items: list[dict[str, Any]] = []
+        for row in await self._earlier_turns():
+            items.extend(await self._items_of(row))
+        return items if limit < 0 else items[max(0, len(items) - limit) :]
+
+    async def resolve(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The items with each reference replaced by what it refers to; one that leads nowhere stays as it is."""
+        if not any(item.get("type") == "item_reference" for item in items):
+            return items
+        known = {str(item.get("id")): item for item in await self.items()}
+        return [
+            known.get(str(item.get("id")), item) if item.get("type") == "item_reference" else item for item in items
+        ]
+
+    async def _earlier_turns(self) -> list[ResponseRow]:
+        if self._turns is None:
+            self._turns = await self._read_turns()
+        return self._turns
+
+    async def _read_turns(self) -> list[ResponseRow]:
+        if not self._record.previous_response_id and not self._record.conversation:
+            return []
+        rows = {row.id: row for row in await self._storage.rows.list_partition(self._partition_key) if not row.deleted}
+        if self._record.previous_response_id:
+            return _chain(rows, self._record.previous_response_id)
+        return sorted(
+            (
+                row
+                for row in rows.values()
+                if row.conversation == self._record.conversation and row.id != self._record.response_id
+            ),
+            key=lambda row: row.created_at,
+        )
+
+    async def _items_of(self, row: ResponseRow) -> list[dict[str, Any]]:
+        record = RequestRecord.from_bytes(await self._storage.payloads.get(row.request))
+        items = input_items(record.request, row.id)
+        if row.snapshot is not None:
+            items.extend(jsonio.loads(await self._storage.payloads.get(row.snapshot)).get("output") or [])
+        return items
+
+
+def _chain(rows: dict[str, ResponseRow], last: str) -> list[ResponseRow]:
+    turns: list[ResponseRow] = []
+    row = rows.pop(last, None)
+    while row is not None:
+        turns.append(row)
+        row = rows.pop(row.previous_response_id, None)
+    turns.reverse()
+    return turns

@@ -1,0 +1,45 @@
+"""Completing the log of a response whose outcome is decided but whose terminal frame was lost (R6).
+
+The frame is built from the stored snapshot, so it does not matter who writes it: the runner that meets the finished
+row, the canceller of a run that nobody owns, or the process of a reader that waits for the end. Lease and append
+position let one of them through.
+"""
+
+import uuid
+
+from protocol import jsonio
+from resilience.log_end import read_log_end
+from resilience.outcome import terminal_frames
+from resilience.ownership import has_log
+from storage.connection import Storage
+from storage.errors import LeaseHeld, NotFound, PreconditionFailed
+from storage.rows import ResponseRow
+
+
+async def complete_log(storage: Storage, row: ResponseRow) -> None:
+    """Make the log of a terminal row end with its terminal frame; a log that does is left alone."""
+    if not has_log(row) or row.snapshot is None:
+        return
+    name = row.segments[-1].name
+    lease_id = str(uuid.uuid4())
+    try:
+        while not (await read_log_end(storage.log, row)).closed:
+            try:
+                await storage.log.break_lease(name)
+                await storage.log.acquire(name, lease_id)
+                await _append_terminal(storage, row, lease_id)
+            except (LeaseHeld, PreconditionFailed):
+                continue  # another repairs it at this moment: look again
+    except NotFound:
+        return  # deleted meanwhile
+
+
+async def _append_terminal(storage: Storage, row: ResponseRow, lease_id: str) -> None:
+    # Read under the lease: from here nobody else can append.
+    end = await read_log_end(storage.log, row)
+    if end.closed:
+        return
+    assert row.snapshot is not None
+    snapshot = jsonio.loads(await storage.payloads.get(row.snapshot))
+    data = b"".join(frame for _, frame in terminal_frames(snapshot, end.last_sequence))
+    await storage.log.append(row.segments[-1].name, data, position=end.position, lease_id=lease_id)

@@ -1,0 +1,28 @@
+"""The first row of a response, made from its record: by acceptance, by a foreground run at its end.
+
+Or by whoever finds it dead.
+"""
+
+from resilience.dispatch import Disposition
+from resilience.record import RequestRecord
+from storage.payloads import StoredPayload
+from storage.rows import ResponseRow
+
+
+def first_row(
+    key: str, record: RequestRecord, disposition: Disposition, request: StoredPayload, *, status: str = "queued"
+) -> ResponseRow:
+    """The row of a response that nobody owns yet."""
+    return ResponseRow(
+        partition_key=key,
+        id=record.response_id,
+        status=status,
+        disposition=disposition,
+        background=disposition.runs_in_background,
+        stream=bool(record.request.get("stream")),
+        created_at=record.created_at,
+        conversation=record.conversation,
+        previous_response_id=record.previous_response_id,
+        principal=record.principal,
+        request=request,
+    )

@@ -1,0 +1,73 @@
+"""What every run of a process shares."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from resilience.app import ResponsesApp
+from resilience.options import EngineSettings
+from resilience.tail import Tails
+from resilience.worker import Worker
+from storage.connection import Storage
+from storage.rows import ResponseRow
+
+_log = logging.getLogger("resilience")
+
+
+class Running(Protocol):
+    """A run of this process, as the rest of the engine sees it."""
+
+    @property
+    def worker_id(self) -> str:
+        """The worker id it is owned under, "" if nothing is recorded of it."""
+
+    def cancelled(self, row: ResponseRow) -> None:
+        """Its outcome was decided by a client's cancel."""
+
+    def hand_over(self) -> None:
+        """It has to leave this process: within its grace it ends, or another worker goes on."""
+
+    async def ended(self) -> None:
+        """Wait until this process has nothing more to do with it."""
+
+
+def unix_time() -> int:
+    """Seconds since the epoch, for what clients are shown; nothing is decided by it."""
+    return int(time.time())
+
+
+@dataclass(slots=True)
+class Runtime:
+    """The parts of a process's engine. Everything runs on one event loop."""
+
+    storage: Storage
+    settings: EngineSettings
+    app: ResponsesApp
+    worker: Worker
+    tails: Tails
+    now: Callable[[], int] = unix_time
+    running: dict[str, Running] = field(default_factory=dict)
+    """Runs of this process by response id."""
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def spawn[T](self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Run something that outlives the request that asked for it."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._settle)
+        return task
+
+    async def stop_tasks(self) -> None:
+        """End everything spawned; for tests and clean exits, nothing depends on it."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _settle(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%s failed", task.get_name(), exc_info=error)

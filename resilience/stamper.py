@@ -1,0 +1,145 @@
+"""What a handler yields becomes what a client sees: checked, completed, folded, numbered.
+
+One stamper serves one handler entry. It holds the fold, and so the snapshot of the moment (B23), and gives out
+sequence numbers without a gap (B9, W4): an event that is suppressed takes none.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from protocol import sse
+from protocol.events import LIFECYCLE_STATUS, TERMINAL, InvalidEvent, check_event, status_after
+from protocol.fold import Fold
+from protocol.items import InvalidItem, complete_item, complete_part
+from protocol.jsonio import NotJson
+from protocol.response import fill_response, strip_internal
+from resilience.outcome import begun
+
+CREATED = "response.created"
+
+_AT_ONCE = frozenset({CREATED, "response.output_item.done"})
+"""Events somebody waits for; they are not held back for company."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamped:
+    """One event on its way out.
+
+    Attributes:
+        sequence: Its number.
+        frame: Its bytes, without anything internal (R12).
+        at_once: Not to be held back.
+    """
+
+    sequence: int
+    frame: bytes
+    at_once: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The outcome as the handler's terminal event has it: a whole snapshot, internal parts included."""
+
+    snapshot: dict[str, Any]
+
+
+class Stamper:
+    """Turns one handler entry's events into frames.
+
+    Args:
+        base: The whole snapshot the entry starts from.
+        last_sequence: The number of the last event that is already in the stream, -1 if there is none.
+        recovery: Whether an earlier entry may have told a part of the story.
+        now: Unix time in seconds.
+    """
+
+    def __init__(self, base: dict[str, Any], *, last_sequence: int, recovery: bool, now: Callable[[], int]) -> None:
+        self._fold = Fold(base)
+        self._base = base
+        self._next = last_sequence + 1
+        self._recovery = recovery
+        self._now = now
+        self._created = False
+        self.ended = False
+
+    @property
+    def begun(self) -> bool:
+        """True once ``response.created`` stands in the stream."""
+        return self._created or self._next > 0
+
+    @property
+    def last_sequence(self) -> int:
+        """The number of the last event given out."""
+        return self._next - 1
+
+    def snapshot(self) -> dict[str, Any]:
+        """The response as it stands, internal parts included."""
+        return self._fold.snapshot()
+
+    def stamp(self, event: object) -> "list[Stamped] | Ending":
+        """The frames of an event, none if it is suppressed, or the outcome if it is a terminal one.
+
+        Raises:
+            InvalidEvent: The handler's output is not valid (B30).
+        """
+        checked = check_event(event)
+        name = checked["type"]
+        if name == "error":
+            raise InvalidEvent("an error event is the server's to send")
+        if name == CREATED:
+            return self._stamp_created(checked)
+        frames = self._stamp_missing_created(name)
+        if name in TERMINAL:
+            self.ended = True
+            return Ending(self._filled(checked)["response"])
+        return [*frames, self._stamp(self._completed(checked))]
+
+    def _stamp_created(self, event: dict[str, Any]) -> list[Stamped]:
+        if self._created:
+            raise InvalidEvent("response.created came twice")
+        self._created = True
+        if self._next > 0:
+            return []  # R7: it stands once; what it would reset is for response.in_progress to say
+        return [self._stamp(self._filled(event))]
+
+    def _stamp_missing_created(self, name: str) -> list[Stamped]:
+        """A recovered handler need not repeat ``response.created``, but it may never have reached the log."""
+        if self.begun:
+            return []
+        if not self._recovery:
+            raise InvalidEvent(f"the first event is {name}, not response.created")
+        self._created = True
+        return [self._stamp({"type": CREATED, "response": begun(self._base)})]
+
+    def _completed(self, event: dict[str, Any]) -> dict[str, Any]:
+        if event["type"] in LIFECYCLE_STATUS:
+            return self._filled(event)
+        if isinstance(event.get("part"), dict):
+            return {**event, "part": complete_part(event["part"])}
+        if isinstance(event.get("item"), dict):
+            return {**event, "item": self._item(event["type"], event["item"])}
+        return event
+
+    def _item(self, name: str, item: dict[str, Any]) -> dict[str, Any]:
+        status = "in_progress" if name.endswith(".added") else "completed"
+        try:
+            return complete_item(item, self._base["id"], self._base.get("agent_reference"), status=status)
+        except (InvalidItem, NotJson) as error:
+            raise InvalidEvent(str(error)) from error
+
+    def _filled(self, event: dict[str, Any]) -> dict[str, Any]:
+        payload = event["response"]
+        status = status_after(event["type"], payload.get("status"))
+        try:
+            whole = fill_response(payload, self._fold.snapshot(), status=status, completed_at=self._now())
+        except (InvalidItem, NotJson) as error:
+            raise InvalidEvent(str(error)) from error
+        return {**event, "response": whole}
+
+    def _stamp(self, event: dict[str, Any]) -> Stamped:
+        frame = sse.encode({**strip_internal(event), "sequence_number": self._next})
+        self._fold.apply(event)
+        sequence = self._next
+        self._next += 1
+        return Stamped(sequence, frame, event["type"] in _AT_ONCE)

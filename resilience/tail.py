@@ -1,0 +1,198 @@
+"""Readers of streams: live ones, resumed ones, and copies of finished ones; all get the bytes of the log (V3).
+
+While a run of this process owns the response, its readers are fed from memory after each acknowledged append.
+Otherwise one poller per response and process tails the log, whatever the number of readers: from `tail_poll_min`
+seconds after data up to `tail_poll_max` while it is silent. A reader that is further behind than memory goes reads
+the log by itself. A silent poller looks at the row now and then: for a newer segment, and for an outcome whose
+terminal frame was lost, which it completes (R6) rather than make up an end.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from protocol import sse
+from protocol.response import TERMINAL_STATUSES
+from resilience.feed import Feed
+from resilience.log_cursor import LogCursor
+from resilience.log_end import read_log_end
+from resilience.log_repair import complete_log
+from resilience.options import EngineSettings
+from resilience.ownership import read_row
+from resilience.retry import patiently
+from storage.connection import Storage
+from storage.errors import NotFound, StorageUnavailable
+from storage.rows import ResponseRow
+
+
+class Tails:
+    """The feeds and pollers of a process."""
+
+    def __init__(self, storage: Storage, settings: EngineSettings) -> None:
+        self._storage = storage
+        self._settings = settings
+        self._feeds: dict[str, Feed] = {}
+        self._pollers: dict[str, asyncio.Task[None]] = {}
+
+    def feed(self, response_id: str) -> Feed:
+        """The feed that a run of this process publishes to, made on demand."""
+        return self._feeds.setdefault(response_id, Feed(self._settings.feed_bytes))
+
+    def release(self, response_id: str) -> None:
+        """Forget the feed of a response that nobody here runs or reads."""
+        feed = self._feeds.get(response_id)
+        if feed is not None and not feed.readers and not feed.local:
+            del self._feeds[response_id]
+
+    async def follow(self, row: ResponseRow, after: int) -> AsyncGenerator[bytes]:
+        """The frames with a sequence number above `after`, up to the terminal one, as they become durable (B4).
+
+        Raises:
+            StorageUnavailable: The log cannot be read.
+        """
+        wanted = after + 1
+        if row.status in TERMINAL_STATUSES and row.id not in self._feeds:
+            async with aclosing(self._copy(row, wanted)) as frames:
+                async for sequence, frame in frames:
+                    yield frame
+                    wanted = sequence + 1
+                    if sse.is_terminal(frame):
+                        return
+            if await self._is_closed(row):
+                return
+        # Decided or not, its last frame is still to come, from its owner or by repair.
+        async with aclosing(self._live(row, wanted)) as live:
+            async for frame in live:
+                yield frame
+                if sse.is_terminal(frame):
+                    return
+
+    async def stop(self) -> None:
+        """End the pollers."""
+        tasks = list(self._pollers.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _copy(self, row: ResponseRow, wanted: int) -> AsyncGenerator[tuple[int, bytes]]:
+        """What the log of a decided response holds now, straight from storage."""
+        try:
+            cursor = await LogCursor.at(self._storage.log, row.segments, wanted)
+            while batch := await cursor.read():
+                for numbered in batch:
+                    yield numbered
+        except NotFound:
+            return  # deleted while it was read
+
+    async def _is_closed(self, row: ResponseRow) -> bool:
+        try:
+            return (await read_log_end(self._storage.log, row)).closed
+        except NotFound:
+            return True
+
+    async def _live(self, row: ResponseRow, wanted: int) -> AsyncGenerator[bytes]:
+        feed = self.feed(row.id)
+        feed.readers += 1
+        try:
+            while True:
+                if (frame := feed.get(wanted)) is not None:
+                    yield frame
+                    wanted += 1
+                elif feed.first is not None and wanted < feed.first:
+                    async with aclosing(self._catch_up(row, wanted, feed.first)) as behind:
+                        async for sequence, frame in behind:
+                            yield frame
+                            wanted = sequence + 1
+                elif feed.ended:
+                    if feed.failure is not None:
+                        raise feed.failure
+                    return
+                else:
+                    self._ensure_poller(row, feed, wanted)
+                    await feed.changed()
+        finally:
+            feed.readers -= 1
+            self._drop_if_unread(row.id, feed)
+
+    async def _catch_up(self, row: ResponseRow, wanted: int, until: int) -> AsyncGenerator[tuple[int, bytes]]:
+        """What lies before the feed, read from the log; it is all there, for the feed holds only what is durable."""
+        now = await read_row(self._storage, row.partition_key, row.id) or row
+        cursor = await LogCursor.at(self._storage.log, now.segments, wanted)
+        while wanted < until:
+            batch = await cursor.read()
+            for sequence, frame in batch:
+                if sequence >= until:
+                    return
+                yield sequence, frame
+                wanted = sequence + 1
+            if not batch:
+                await asyncio.sleep(self._settings.tail_poll_min)
+
+    def _ensure_poller(self, row: ResponseRow, feed: Feed, wanted: int) -> None:
+        task = self._pollers.get(row.id)
+        if feed.local or (task is not None and not task.done()):
+            return
+        start = wanted if feed.next is None else feed.next
+        self._pollers[row.id] = asyncio.get_running_loop().create_task(self._poll(row, feed, start), name="log-tail")
+
+    def _drop_if_unread(self, response_id: str, feed: Feed) -> None:
+        if feed.readers:
+            return
+        task = self._pollers.pop(response_id, None)
+        if task is not None:
+            task.cancel()
+        self.release(response_id)
+
+    async def _poll(self, row: ResponseRow, feed: Feed, wanted: int) -> None:
+        try:
+            await self._poll_until_end(row, feed, wanted)
+        except NotFound:
+            feed.end()  # deleted
+        except Exception as error:
+            # Every reader must hear of it, or would wait for ever.
+            feed.end(error)
+
+    async def _poll_until_end(self, row: ResponseRow, feed: Feed, wanted: int) -> None:
+        cursor = await self._cursor(row, feed, wanted)
+        loop_time = asyncio.get_running_loop().time
+        pause = self._settings.tail_poll_min
+        looked = loop_time()
+        while not feed.local:
+            try:
+                batch = await cursor.read()
+            except StorageUnavailable:
+                batch = []
+            if batch:
+                feed.publish(batch)
+                pause = self._settings.tail_poll_min
+                looked = loop_time()
+            if cursor.ended:
+                feed.end()
+                return
+            if batch:
+                continue
+            if cursor.continued or loop_time() - looked >= self._settings.tail_row_check_interval:
+                looked = loop_time()
+                await self._look_at_row(row, cursor)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, self._settings.tail_poll_max)
+
+    async def _cursor(self, row: ResponseRow, feed: Feed, wanted: int) -> LogCursor:
+        """Begin where a reader wants to, but never beyond the end: a later reader may want what comes before."""
+        async for attempt in patiently(self._settings.finish_patience):
+            with attempt:
+                if wanted > 0:
+                    wanted = min(wanted, (await read_log_end(self._storage.log, row)).last_sequence + 1)
+                cursor = await LogCursor.at(self._storage.log, row.segments, wanted)
+        feed.begin(wanted)
+        return cursor
+
+    async def _look_at_row(self, row: ResponseRow, cursor: LogCursor) -> None:
+        """Learn of a newer segment; complete the log of a response that ended without its terminal frame."""
+        try:
+            now = await self._storage.rows.read(row.partition_key, row.id)
+            cursor.follow(now.segments)
+            if now.status in TERMINAL_STATUSES and cursor.at_newest:
+                await complete_log(self._storage, now)
+        except StorageUnavailable:
+            return  # it will be looked at again

@@ -1,0 +1,362 @@
+"""This process in the eyes of the others: one ledger and one watch message, whatever the number of runs.
+
+*Ledger* (table ``workers``, partition = worker id): a row ``worker`` whose etag is the fence, and a row per open
+entry that says what to do if this process dies. Openings and endings of all runs are group-committed: one
+transaction that also merges the ``worker`` row under its etag. Once another process has marked that row dead, every
+later transaction of this one is refused.
+
+*Watch message* (queue ``responses-watch``): hidden for ``watch_visibility`` seconds and pushed forward every
+``watch_push_interval`` by a thread of its own, so that a handler that blocks the event loop does not look dead. Who
+receives it knows that the pushes stopped.
+
+Concurrency: everything but the pusher runs on one event loop; one committer task owns the ledger's etag.
+
+A worker id is used for one busy period: it ends with the ledger when the process falls idle, or when somebody
+declared it dead. After that the process takes a new id and moves nothing over: the writes of runs claimed under the
+old id are refused one by one.
+
+Outcomes of a ledger transaction, and what follows:
+
+- committed: the openings are durable; their callers go on.
+- refused (the row is marked, changed or missing): declared dead; the openings are made again in the ledger of a new
+  id.
+- unknown (no answer): the row is read back. Its revision tells committed from not committed; while that cannot be
+  read either, the openings fail and are closed again with the next transaction.
+"""
+
+import asyncio
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from resilience.options import EngineSettings
+from storage.connection import Storage
+from storage.driver import QueueReceipt
+from storage.errors import NotFound, PreconditionFailed, StorageError, StorageRejected, StorageUnavailable
+from storage.ledger import LedgerEntry, WorkerRecord
+
+_log = logging.getLogger("resilience.worker")
+
+_CHANGES_PER_TRANSACTION = 98
+"""A transaction takes 100 operations, one of them the ``worker`` row."""
+
+
+def new_worker_id() -> str:
+    """A worker id: never used twice, by this process or another."""
+    return f"w{secrets.token_hex(12)}"
+
+
+class WatchPusher(Protocol):
+    """Keeps one watch message hidden until stopped."""
+
+    def start(self) -> None:
+        """Begin to push."""
+
+    async def stop(self) -> QueueReceipt:
+        """End; the receipt is then the newest."""
+
+    def adopt(self, receipt: QueueReceipt) -> None:
+        """Go on with another message: the old one was received."""
+
+
+class ThreadPusher:
+    """Pushes from a thread, with the driver's blocking client: a blocked event loop does not stop it."""
+
+    def __init__(
+        self,
+        push: Callable[[QueueReceipt, float], QueueReceipt],
+        receipt: QueueReceipt,
+        settings: EngineSettings,
+        refused: Callable[[], None],
+    ) -> None:
+        self._push = push
+        self._receipt = receipt
+        self._settings = settings
+        self._refused = refused
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch-pusher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def stop(self) -> QueueReceipt:
+        self._stopped.set()
+        await asyncio.to_thread(self._thread.join)
+        return self._receipt
+
+    def adopt(self, receipt: QueueReceipt) -> None:
+        with self._lock:
+            self._receipt = receipt
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._settings.watch_push_interval):
+            with self._lock:
+                before = self._receipt
+            try:
+                after = self._push(before, self._settings.watch_visibility)
+            except (NotFound, PreconditionFailed, StorageRejected):
+                with self._lock:
+                    replaced = self._receipt is not before
+                if replaced:
+                    continue
+                self._refused()
+                return
+            except StorageError as error:
+                _log.warning("watch message not pushed: %s", error)
+                continue
+            with self._lock:
+                if self._receipt is before:
+                    self._receipt = after
+
+
+PusherFactory = Callable[
+    [Callable[[QueueReceipt, float], QueueReceipt], QueueReceipt, EngineSettings, Callable[[], None]], WatchPusher
+]
+
+
+@dataclass(slots=True)
+class _Opening:
+    entry: LedgerEntry
+    done: asyncio.Future[str]
+
+
+@dataclass(slots=True)
+class _Incarnation:
+    """One worker id from its ledger's first transaction to its last."""
+
+    record: WorkerRecord
+    pusher: WatchPusher
+    open: set[str] = field(default_factory=set)
+    closed: set[str] = field(default_factory=set)
+    doubtful: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.record.worker_id
+
+
+class Worker:
+    """The liveness of this process."""
+
+    def __init__(self, storage: Storage, settings: EngineSettings, pusher: PusherFactory = ThreadPusher) -> None:
+        self._storage = storage
+        self._settings = settings
+        self._pusher = pusher
+        self._now: _Incarnation | None = None
+        self._openings: list[_Opening] = []
+        self._wake = asyncio.Event()
+        self._committer: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> str | None:
+        """The current worker id, or None while idle."""
+        return self._now.id if self._now else None
+
+    def is_current(self, worker_id: str) -> bool:
+        """False once this process ended that id or learned that others declared it dead."""
+        return self._now is not None and self._now.id == worker_id
+
+    async def open(self, entry: LedgerEntry) -> str:
+        """Make an entry durable; the id of the worker that answers for it.
+
+        Raises:
+            StorageUnavailable: It could not be made durable; it is closed again should it have been.
+        """
+        opening = _Opening(entry, asyncio.get_running_loop().create_future())
+        self._openings.append(opening)
+        self._ensure_committer()
+        self._wake.set()
+        return await opening.done
+
+    def close(self, worker_id: str, key: str) -> None:
+        """Forget an entry with the next transaction; a lost closing is found and ignored by whoever adopts."""
+        if self._now is not None and self._now.id == worker_id and key in self._now.open:
+            self._now.open.discard(key)
+            self._now.closed.add(key)
+            self._wake.set()
+
+    def keep_watch(self, worker_id: str, receipt: QueueReceipt) -> bool:
+        """Go on with a fresh watch message after this process received its own; False if the id is not current."""
+        if self._now is None or self._now.id != worker_id:
+            return False
+        self._now.pusher.adopt(receipt)
+        return True
+
+    async def stop(self) -> None:
+        """End this process's liveness: an idle worker leaves nothing, a busy one is found by its watch message."""
+        if self._committer is not None:
+            self._committer.cancel()
+            await asyncio.gather(self._committer, return_exceptions=True)
+            self._committer = None
+        if self._now is not None:
+            if self._now.open:
+                await self._now.pusher.stop()
+                self._now = None
+            else:
+                await self._end()
+
+    def _ensure_committer(self) -> None:
+        if self._committer is None or self._committer.done():
+            self._committer = asyncio.get_running_loop().create_task(self._commit_forever(), name="ledger-committer")
+
+    async def _commit_forever(self) -> None:
+        """Serve until idle for long enough; the next opening starts a new task."""
+        last_commit = idle_since = asyncio.get_running_loop().time()
+        while True:
+            loop_time = asyncio.get_running_loop().time
+            if self._openings:
+                await self._commit(self._take_openings())
+                last_commit = idle_since = loop_time()
+                continue
+            now = self._now
+            if now is None:
+                return
+            if now.open:
+                idle_since = loop_time()
+                due = last_commit + self._settings.heartbeat_interval
+                if loop_time() >= due:
+                    await self._commit([])
+                    last_commit = loop_time()
+                    continue
+            else:
+                due = idle_since + self._settings.idle_close_after
+                if loop_time() >= due:
+                    await self._end()
+                    continue
+            await self._sleep_until(due)
+
+    async def _sleep_until(self, due: float) -> None:
+        self._wake.clear()
+        if self._openings:
+            return
+        try:
+            async with asyncio.timeout_at(due):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    def _take_openings(self) -> list[_Opening]:
+        batch = [opening for opening in self._openings[:_CHANGES_PER_TRANSACTION] if not opening.done.cancelled()]
+        del self._openings[:_CHANGES_PER_TRANSACTION]
+        return batch
+
+    async def _commit(self, batch: Sequence[_Opening]) -> None:
+        """One transaction of openings and closings; refused ones are made again under a new id."""
+        try:
+            while not await self._try_commit([opening.entry for opening in batch]):
+                pass
+        except Exception as error:
+            # Whatever it was, the callers must hear of it: nothing that is not durable may be answered.
+            self._fail(batch, error)
+            return
+        assert self._now is not None
+        for opening in batch:
+            if opening.done.cancelled():
+                self._now.closed.add(opening.entry.key)
+            else:
+                self._now.open.add(opening.entry.key)
+                opening.done.set_result(self._now.id)
+
+    def _fail(self, batch: Sequence[_Opening], error: Exception) -> None:
+        if self._now is not None:
+            self._now.closed.update(opening.entry.key for opening in batch)
+        for opening in batch:
+            if not opening.done.done():
+                opening.done.set_exception(error)
+
+    async def _try_commit(self, entries: list[LedgerEntry]) -> bool:
+        """True when durable, False when this id was found dead (the caller tries again under a new one)."""
+        now = self._now
+        if now is None:
+            await self._begin(entries)
+            return True
+        if now.doubtful and not await self._resolve(now):
+            return False
+        closed = list(now.closed)[: _CHANGES_PER_TRANSACTION - len(entries)]
+        before = now.record
+        try:
+            record = await self._storage.ledger.commit(before, entries, closed)
+        except (NotFound, PreconditionFailed):
+            # A retry inside the storage client may have met its own first try: the revision tells.
+            now.doubtful = True
+            if not await self._resolve(now) or now.record.revision == before.revision:
+                self._declared_dead(now)
+                return False
+        except StorageUnavailable:
+            now.doubtful = True
+            if not await self._resolve(now):
+                return False
+            if now.record.revision == before.revision:
+                raise
+        else:
+            now.record = record
+        now.closed.difference_update(closed)
+        return True
+
+    async def _resolve(self, now: _Incarnation) -> bool:
+        """Read the ledger back after a doubtful transaction; False when this id is dead."""
+        try:
+            record = await self._storage.ledger.read(now.id)
+        except NotFound:
+            self._declared_dead(now)
+            return False
+        if record.state != "open" or record.revision not in (now.record.revision, now.record.revision + 1):
+            self._declared_dead(now)
+            return False
+        now.record = record
+        now.doubtful = False
+        return True
+
+    async def _begin(self, entries: list[LedgerEntry]) -> None:
+        """Take a new id: its ledger and its watch message exist before anything is said to be open."""
+        worker_id = new_worker_id()
+        record, receipt = await asyncio.gather(
+            self._storage.ledger.begin(worker_id, entries),
+            self._storage.watch.send(worker_id, delay=self._settings.watch_visibility),
+        )
+        loop = asyncio.get_running_loop()
+
+        def refused() -> None:
+            try:
+                loop.call_soon_threadsafe(self._refused, worker_id)
+            except RuntimeError:  # the loop is closed: nobody is left to tell
+                return
+
+        pusher = self._pusher(self._storage.watch.push_blocking, receipt, self._settings, refused)
+        self._now = _Incarnation(record, pusher)
+        pusher.start()
+
+    def _refused(self, worker_id: str) -> None:
+        if self._now is not None and self._now.id == worker_id:
+            self._declared_dead(self._now)
+
+    def _declared_dead(self, now: _Incarnation) -> None:
+        _log.warning("worker %s was declared dead by another; its %d runs are no longer its own", now.id, len(now.open))
+        if self._now is now:
+            self._now = None
+        # The pusher must not go on: its message, if there is still one, is what leads others to the dead ledger.
+        _background(now.pusher.stop())
+
+    async def _end(self) -> None:
+        """Close an idle ledger. Without an answer the watch message stays and leads to whatever is left."""
+        now, self._now = self._now, None
+        assert now is not None
+        receipt = await now.pusher.stop()
+        try:
+            await self._storage.ledger.end(now.record, list(now.closed))
+            await self._storage.watch.delete(receipt)
+        except StorageError as error:
+            _log.info("ledger of idle worker %s left for adoption: %s", now.id, error)
+
+
+_stopping: set[asyncio.Task[QueueReceipt]] = set()
+
+
+def _background(stopping: Coroutine[Any, Any, QueueReceipt]) -> None:
+    task = asyncio.get_running_loop().create_task(stopping)
+    _stopping.add(task)
+    task.add_done_callback(_stopping.discard)

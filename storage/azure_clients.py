@@ -1,0 +1,140 @@
+"""The SDK clients of a storage account, over one pool of connections."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+from azure.core.credentials import TokenCredential
+from azure.core.credentials_async import AsyncTokenCredential
+from azure.core.pipeline.transport import AioHttpTransport
+from azure.data.tables.aio import TableClient, TableServiceClient
+from azure.storage.blob.aio import BlobClient, BlobServiceClient, ExponentialRetry
+from azure.storage.queue import LinearRetry
+from azure.storage.queue import QueueClient as BlockingQueueClient
+from azure.storage.queue.aio import QueueClient, QueueServiceClient
+
+from storage.connection import StorageSettings
+
+#: Connections at most. Long reads of many logs must not keep an append waiting.
+MAX_CONNECTIONS = 512
+#: Bytes above which writing a body in one go would hold up the event loop.
+LARGE_BODY = 1024 * 1024
+#: Blob clients kept: making one costs as much as a small call's own work.
+MAX_BLOB_CLIENTS = 1024
+
+
+class _Retry(ExponentialRetry):
+    """For blobs and queues alike: the SDK's own schedule does not wait less than two seconds."""
+
+    def __init__(self, settings: StorageSettings) -> None:
+        super().__init__(retry_total=settings.retries)
+        self._delay = settings.retry_delay
+
+    def get_backoff_time(self, settings: Mapping[str, Any]) -> float:
+        # The policy counts from 1.
+        return float(self._delay * 2 ** (settings["count"] - 1))
+
+
+def _quieten() -> None:
+    """The SDKs log the headers of every request at INFO, which a Functions host records; leave that to who asks."""
+    logger = logging.getLogger("azure.core.pipeline.policies.http_logging_policy")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.WARNING)
+
+
+class AzureClients:
+    """All asynchronous clients. Make it on the event loop that will use it; close it with `aclose`."""
+
+    def __init__(self, settings: StorageSettings) -> None:
+        _quieten()
+        self._settings = settings
+        self._transport = AioHttpTransport(
+            session=aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                # The SDK decodes bodies itself. Reading proxies and netrc costs more than the call.
+                auto_decompress=False,
+                trust_env=False,
+            ),
+            connection_timeout=settings.connection_timeout,
+            read_timeout=settings.read_timeout,
+        )
+        self._credential: AsyncTokenCredential | None = None
+        self._blobs: OrderedDict[tuple[str, str], BlobClient] = OrderedDict()
+        self._tables: dict[str, TableClient] = {}
+        self._queues: dict[str, QueueClient] = {}
+        options: dict[str, Any] = {"transport": self._transport}
+        uploads: dict[str, Any] = {"max_single_put_size": LARGE_BODY, "max_block_size": LARGE_BODY}
+        retrying = options | {"retry_policy": _Retry(settings)}
+        table_options = options | {"retry_total": settings.retries, "retry_backoff_factor": settings.retry_delay}
+        if settings.endpoints is None:
+            text = settings.connection_string
+            self.blob_service = BlobServiceClient.from_connection_string(text, **retrying, **uploads)
+            self.queue_service = QueueServiceClient.from_connection_string(text, **retrying)
+            self.table_service = TableServiceClient.from_connection_string(text, **table_options)
+        else:
+            ends = settings.endpoints
+            self._credential = credential = _credential(settings)
+            self.blob_service = BlobServiceClient(ends.blob, credential=credential, **retrying, **uploads)
+            self.queue_service = QueueServiceClient(ends.queue, credential=credential, **retrying)
+            self.table_service = TableServiceClient(ends.table, credential=credential, **table_options)
+
+    def blob(self, container: str, name: str) -> BlobClient:
+        key = (container, name)
+        client = self._blobs.get(key)
+        if client is None:
+            client = self._blobs[key] = self.blob_service.get_blob_client(self._settings.name(container), name)
+            if len(self._blobs) > MAX_BLOB_CLIENTS:
+                self._blobs.popitem(last=False)
+        else:
+            self._blobs.move_to_end(key)
+        return client
+
+    def table(self, table: str) -> TableClient:
+        client = self._tables.get(table)
+        if client is None:
+            client = self._tables[table] = self.table_service.get_table_client(self._settings.name(table))
+        return client
+
+    def queue(self, queue: str) -> QueueClient:
+        client = self._queues.get(queue)
+        if client is None:
+            client = self._queues[queue] = self.queue_service.get_queue_client(self._settings.name(queue))
+        return client
+
+    async def aclose(self) -> None:
+        await self._transport.close()
+        if self._credential is not None:
+            await self._credential.close()
+
+
+def _credential(settings: StorageSettings) -> AsyncTokenCredential:
+    from azure.identity.aio import DefaultAzureCredential, ManagedIdentityCredential
+
+    if settings.managed_identity:
+        return ManagedIdentityCredential(client_id=settings.client_id)
+    return DefaultAzureCredential(managed_identity_client_id=settings.client_id)
+
+
+def _blocking_credential(settings: StorageSettings) -> TokenCredential:
+    from azure.identity import DefaultAzureCredential, ManagedIdentityCredential
+
+    if settings.managed_identity:
+        return ManagedIdentityCredential(client_id=settings.client_id)
+    return DefaultAzureCredential(managed_identity_client_id=settings.client_id)
+
+
+def blocking_queue(settings: StorageSettings, queue: str) -> BlockingQueueClient:
+    """A client for one thread, with a connection of its own and no retries."""
+    options: dict[str, Any] = {
+        "retry_policy": LinearRetry(retry_total=0),
+        "connection_timeout": settings.blocking_timeout,
+        "read_timeout": settings.blocking_timeout,
+        "use_env_settings": False,
+    }
+    if settings.endpoints is None:
+        return BlockingQueueClient.from_connection_string(settings.connection_string, settings.name(queue), **options)
+    credential = _blocking_credential(settings)
+    return BlockingQueueClient(settings.endpoints.queue, settings.name(queue), credential=credential, **options)

@@ -1,0 +1,219 @@
+"""The ledger of a worker: what it has open, readable by whoever finds it dead.
+
+Format: table `workers`, partition = worker id: a row `worker` (state, revision) and one row per entry. The service's
+timestamp of the row `worker` is the heartbeat.
+Concurrency: the etag of the row `worker` is the fence. Every change of the ledger is one transaction that also changes
+that row under its etag, so that after `mark_dead` not one change of the worker gets through, and a row that is missing
+refuses as well. A worker writes its ledger one transaction at a time. As with rows, each transaction bears a random
+mark, and a refusal is checked against it: `PreconditionFailed`, `NotFound` and `AlreadyExists` are final.
+"""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Literal
+
+from storage.driver import (
+    MAX_OPERATIONS,
+    WORKERS,
+    Delete,
+    Entity,
+    Insert,
+    StorageDriver,
+    TableOperation,
+    Update,
+    Upsert,
+    Value,
+)
+from storage.errors import AlreadyExists, MalformedRecord, NotFound, PreconditionFailed
+from storage.seam import Operation, Seam
+
+WORKER_ROW = "worker"
+#: Entries that one transaction can open or close beside the change of the row `worker`.
+MAX_CHANGES = MAX_OPERATIONS - 1
+#: Data of an entry is kept apart from the columns of the ledger itself.
+DATA_PREFIX = "d_"
+#: Adopters may wipe the same ledger at once; each of them starts again this often.
+WIPE_ROUNDS = 20
+
+type WorkerState = Literal["open", "dead"]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """Something open: its row key (`run-{id}`, `adopt-{worker}`, …), what kind it is, flat data."""
+
+    key: str
+    kind: str
+    data: dict[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """A worker as its ledger says; `heartbeat` is None on a record that a write has returned, not a read."""
+
+    worker_id: str
+    state: WorkerState
+    revision: int
+    etag: str
+    heartbeat: datetime | None = None
+
+
+class WorkerLedgers:
+    def __init__(self, driver: StorageDriver, seam: Seam) -> None:
+        self._driver = driver
+        self._seam = seam
+
+    async def begin(self, worker_id: str, opened: Sequence[LedgerEntry]) -> WorkerRecord:
+        """Make the ledger of a new worker, with its first entries (at most `MAX_CHANGES`).
+
+        Raises `AlreadyExists`: a worker id is used once.
+        """
+        _check_size(len(opened))
+        mark = uuid.uuid4().hex
+        operations: list[TableOperation] = [
+            Insert(worker_id, WORKER_ROW, {"v": 1, "state": "open", "revision": 1, "mark": mark})
+        ]
+        operations += [Insert(worker_id, entry.key, _properties(entry)) for entry in opened]
+        try:
+            etags = await self._seam.run(Operation.LEDGER_BEGIN, self._driver.transact(WORKERS, operations))
+        except AlreadyExists:
+            etag = await self._confirmed(worker_id, mark)
+            if not etag:
+                raise
+            return WorkerRecord(worker_id, "open", 1, etag)
+        return WorkerRecord(worker_id, "open", 1, etags[0])
+
+    async def commit(
+        self, record: WorkerRecord, opened: Sequence[LedgerEntry], closed_keys: Sequence[str]
+    ) -> WorkerRecord:
+        """Open entries (over any of the same key), close others and beat the heart, in one transaction.
+
+        At most `MAX_CHANGES` together, no key twice, and only entries that are there can be closed. Both
+        `PreconditionFailed` and `NotFound` say that this worker was declared dead.
+        """
+        _check_size(len(opened) + len(closed_keys))
+        mark = uuid.uuid4().hex
+        revision = record.revision + 1
+        operations: list[TableOperation] = [
+            Update(record.worker_id, WORKER_ROW, {"revision": revision, "mark": mark}, record.etag, merge=True)
+        ]
+        operations += [Upsert(record.worker_id, entry.key, _properties(entry)) for entry in opened]
+        operations += [Delete(record.worker_id, key) for key in closed_keys]
+        try:
+            etags = await self._seam.run(Operation.LEDGER_COMMIT, self._driver.transact(WORKERS, operations))
+        except (PreconditionFailed, NotFound):
+            etag = await self._confirmed(record.worker_id, mark)
+            if not etag:
+                raise
+            return WorkerRecord(record.worker_id, "open", revision, etag)
+        return WorkerRecord(record.worker_id, "open", revision, etags[0])
+
+    async def end(self, record: WorkerRecord, closed_keys: Sequence[str]) -> None:
+        """Close the ledger: the row `worker` and these last entries (as far as they fit) go in one transaction.
+
+        Raises `PreconditionFailed` or `NotFound` when this worker was declared dead; `NotFound` also when the reply
+        to a first try was lost.
+        """
+        keys = list(closed_keys)
+        while len(keys) > MAX_CHANGES:
+            record = await self.commit(record, [], keys[:MAX_CHANGES])
+            del keys[:MAX_CHANGES]
+        operations = [
+            Delete(record.worker_id, WORKER_ROW, record.etag),
+            *(Delete(record.worker_id, key) for key in keys),
+        ]
+        await self._seam.run(Operation.LEDGER_END, self._driver.transact(WORKERS, operations))
+
+    async def read(self, worker_id: str) -> WorkerRecord:
+        """Raises `NotFound`."""
+        call = self._driver.get_entity(WORKERS, worker_id, WORKER_ROW)
+        return _record(await self._seam.run(Operation.LEDGER_READ, call))
+
+    async def mark_dead(self, record: WorkerRecord) -> WorkerRecord:
+        """Declare a worker dead: from here storage refuses every change by it.
+
+        Raises `PreconditionFailed` when the ledger changed since it was read, `NotFound`.
+        """
+        mark = uuid.uuid4().hex
+        changes: dict[str, Value | None] = {"state": "dead", "revision": record.revision + 1, "mark": mark}
+        operation = Update(record.worker_id, WORKER_ROW, changes, record.etag, merge=True)
+        try:
+            etag = await self._seam.run(Operation.LEDGER_MARK_DEAD, self._driver.update_entity(WORKERS, operation))
+        except PreconditionFailed:
+            etag = await self._confirmed(record.worker_id, mark)
+            if not etag:
+                raise
+        return replace(record, state="dead", revision=record.revision + 1, etag=etag)
+
+    async def entries(self, worker_id: str) -> list[LedgerEntry]:
+        """What the worker has open, ordered by key."""
+        found = await self._rows(Operation.LEDGER_ENTRIES, worker_id)
+        return [_entry(entity) for entity in found if entity.row_key != WORKER_ROW]
+
+    async def wipe(self, worker_id: str) -> None:
+        """Delete the whole partition, the row `worker` last; what is gone already is fine."""
+        for _ in range(WIPE_ROUNDS):
+            found = await self._rows(Operation.LEDGER_ENTRIES, worker_id)
+            if not found:
+                return
+            keys = sorted((entity.row_key for entity in found), key=lambda key: key == WORKER_ROW)
+            try:
+                for start in range(0, len(keys), MAX_OPERATIONS):
+                    operations = [Delete(worker_id, key) for key in keys[start : start + MAX_OPERATIONS]]
+                    await self._seam.run(Operation.LEDGER_WIPE, self._driver.transact(WORKERS, operations))
+            except NotFound:
+                continue
+            return
+        raise PreconditionFailed("The ledger keeps changing while it is deleted.")
+
+    async def stale(self, before: datetime) -> list[WorkerRecord]:
+        """Workers, open or dead, whose ledger last changed before that time of the service's clock."""
+        call = self._driver.query_entities(WORKERS, row_key=WORKER_ROW, timestamp_before=before)
+        return [_record(entity) for entity in await self._seam.run(Operation.LEDGER_STALE, call)]
+
+    async def service_time(self) -> datetime:
+        """The storage service's clock, in UTC."""
+        return await self._seam.run(Operation.LEDGER_TIME, self._driver.service_time())
+
+    async def _rows(self, name: Operation, worker_id: str) -> list[Entity]:
+        return await self._seam.run(name, self._driver.query_entities(WORKERS, partition_key=worker_id))
+
+    async def _confirmed(self, worker_id: str, mark: str) -> str:
+        """The etag of the row `worker` if it bears `mark`, else nothing."""
+        call = self._driver.get_entity(WORKERS, worker_id, WORKER_ROW)
+        try:
+            entity = await self._seam.run(Operation.LEDGER_CONFIRM, call)
+        except NotFound:
+            return ""
+        return entity.etag if entity.properties.get("mark") == mark else ""
+
+
+def _check_size(changes: int) -> None:
+    if changes > MAX_CHANGES:
+        raise ValueError(f"{changes} changes; one transaction takes {MAX_CHANGES}.")
+
+
+def _properties(entry: LedgerEntry) -> dict[str, Value | None]:
+    properties: dict[str, Value | None] = {"kind": entry.kind}
+    properties.update((f"{DATA_PREFIX}{name}", value) for name, value in entry.data.items())
+    return properties
+
+
+def _entry(entity: Entity) -> LedgerEntry:
+    return LedgerEntry(entity.row_key, str(entity.properties.get("kind", "")), dict(_data(entity)))
+
+
+def _data(entity: Entity) -> Iterable[tuple[str, Value]]:
+    for name, value in entity.properties.items():
+        if name.startswith(DATA_PREFIX):
+            yield name.removeprefix(DATA_PREFIX), value
+
+
+def _record(entity: Entity) -> WorkerRecord:
+    revision = entity.properties.get("revision")
+    if not isinstance(revision, int):
+        raise MalformedRecord(f"The ledger of {entity.partition_key} has no usable revision.")
+    state: WorkerState = "open" if entity.properties.get("state") == "open" else "dead"
+    return WorkerRecord(entity.partition_key, state, revision, entity.etag, entity.timestamp)

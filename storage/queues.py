@@ -1,0 +1,99 @@
+"""Wake-up hints: start this run, this worker has stopped.
+
+Format: queue `responses-work` holds `{"v":1,"tenant":…,"id":…}`, queue `responses-watch` `{"v":1,"worker":…}`, both in
+base64 on the wire, as the queue trigger of Functions reads them. Messages never expire. A message is never the truth:
+whoever receives one looks at the row or the ledger.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from storage.driver import WATCH_QUEUE, WORK_QUEUE, QueueReceipt, StorageDriver
+from storage.seam import Operation, Seam
+
+MESSAGE_VERSION = 1
+
+
+class MalformedMessage(ValueError):
+    """A queue message is not one of ours, or damaged."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join((type(self).__doc__ or "").split()))
+        self.text = text
+
+
+@dataclass(frozen=True, slots=True)
+class StartMessage:
+    """Start or continue the run of this response."""
+
+    tenant: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class WatchMessage:
+    """This worker has stopped pushing its message forward."""
+
+    worker: str
+
+
+def parse_start(text: str) -> StartMessage:
+    """Raises `MalformedMessage`."""
+    fields = _fields(text, "tenant", "id")
+    return StartMessage(fields["tenant"], fields["id"])
+
+
+def parse_watch(text: str) -> WatchMessage:
+    """Raises `MalformedMessage`."""
+    return WatchMessage(_fields(text, "worker")["worker"])
+
+
+def _fields(text: str, *names: str) -> dict[str, str]:
+    try:
+        message: Any = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise MalformedMessage(text) from error
+    if not isinstance(message, dict) or message.get("v") != MESSAGE_VERSION:
+        raise MalformedMessage(text)
+    if not all(isinstance(message.get(name), str) and message[name] for name in names):
+        raise MalformedMessage(text)
+    return {name: message[name] for name in names}
+
+
+class WorkQueue:
+    def __init__(self, driver: StorageDriver, seam: Seam) -> None:
+        self._driver = driver
+        self._seam = seam
+
+    async def send_start(self, tenant: str, response_id: str, *, delay: float = 0) -> None:
+        """Ask for a run, visible after `delay` seconds."""
+        text = orjson.dumps({"v": MESSAGE_VERSION, "tenant": tenant, "id": response_id}).decode()
+        await self._seam.run(Operation.QUEUE_SEND_START, self._driver.send_message(WORK_QUEUE, text, delay=delay))
+
+
+class WatchQueue:
+    def __init__(self, driver: StorageDriver, seam: Seam) -> None:
+        self._driver = driver
+        self._seam = seam
+
+    async def send(self, worker_id: str, *, delay: float) -> QueueReceipt:
+        """Put the watch message of a worker, visible after `delay` seconds unless it is pushed before."""
+        text = orjson.dumps({"v": MESSAGE_VERSION, "worker": worker_id}).decode()
+        call = self._driver.send_message(WATCH_QUEUE, text, delay=delay)
+        return await self._seam.run(Operation.QUEUE_SEND_WATCH, call)
+
+    def push_blocking(self, receipt: QueueReceipt, delay: float) -> QueueReceipt:
+        """Hide the message for `delay` seconds from now; for the thread that keeps a worker alive.
+
+        `PreconditionFailed` and `NotFound` say that somebody received the message, or that a reply was lost.
+        """
+        return self._seam.run_blocking(
+            Operation.QUEUE_PUSH_WATCH,
+            lambda: self._driver.update_message_blocking(WATCH_QUEUE, receipt, delay=delay),
+        )
+
+    async def delete(self, receipt: QueueReceipt) -> None:
+        """Take the message away. Raises `PreconditionFailed` when somebody received it, `NotFound`."""
+        await self._seam.run(Operation.QUEUE_DELETE_WATCH, self._driver.delete_message(WATCH_QUEUE, receipt))
