@@ -49,7 +49,7 @@ def by_type(
 
     def tag(value: Any) -> str | None:
         kind = type_of(value) if isinstance(value, Mapping) else None
-        return tags.get(kind, OTHER) if isinstance(kind, str) else None
+        return tags.get(kind, OTHER) if isinstance(kind, str) and kind else None
 
     return Discriminator(
         tag,

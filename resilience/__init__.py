@@ -11,7 +11,8 @@ Example::
         return TextResponse(context, request, text="Hello")
 """
 
-from protocol import data_url, models
+from protocol import aio, data_url, models
+from protocol.builders import BuilderOrderError
 from protocol.event_stream import ResponseEventStream
 from protocol.models import CreateResponse
 from resilience.app import ResponsesApp
@@ -20,6 +21,7 @@ from resilience.options import ResponsesServerOptions
 from resilience.text_response import TextResponse
 
 __all__ = [
+    "BuilderOrderError",
     "CreateResponse",
     "ExitForRecovery",
     "ResponseContext",
@@ -27,6 +29,7 @@ __all__ = [
     "ResponsesApp",
     "ResponsesServerOptions",
     "TextResponse",
+    "aio",
     "data_url",
     "models",
 ]

@@ -93,6 +93,8 @@ class BackgroundRun:
         self._worker_id = ownership.row.owner
         self._record = record
         self._feed = feed
+        if feed is not None:
+            feed.local = True  # its readers wait for this run, nobody needs to poll
         self._journal: Journal | None = None
         self._signal = asyncio.Event()
         self._handler: asyncio.Task[None] | None = None
@@ -155,8 +157,6 @@ class BackgroundRun:
         )
         if self._feed is not None:
             self._feed.begin(self._ownership.last_sequence + 1)
-            self._feed.local = True
-            self._feed.wake()
             self._journal = Journal(
                 self._ownership, self._feed, self._runtime.settings, lambda: len(self._runtime.running)
             )

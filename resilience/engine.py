@@ -278,9 +278,12 @@ class Engine:
         return run
 
     async def _execute_foreground(self, run: ForegroundRun, response_id: str) -> None:
+        # The platform would end the whole process at its time limit, and with it this run (R13).
+        time_limit = asyncio.get_running_loop().call_later(self.runtime.settings.handover_after, run.hand_over)
         try:
             await run.execute()
         finally:
+            time_limit.cancel()
             self.runtime.running.pop(response_id, None)
 
     async def _result(self, run: ForegroundRun, disconnected: Callable[[], Awaitable[bool]]) -> dict[str, Any]:

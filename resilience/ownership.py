@@ -28,6 +28,7 @@ written, and position 0 refuses the sleeper, or none has, and its records come b
 Leases are infinite, broken by the next claim, and stay on a finished log: nothing can be appended there.
 """
 
+import logging
 import uuid
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -42,6 +43,8 @@ from storage.errors import AlreadyExists, LeaseHeld, NotFound, PreconditionFaile
 from storage.log import segment_name
 from storage.payloads import StoredPayload
 from storage.rows import ResponseRow, Segment
+
+_log = logging.getLogger("resilience.ownership")
 
 CONTINUED = b": continued\n\n"
 """Closes a segment whose successor the row already names. A comment: readers follow it, clients never see it."""
@@ -207,8 +210,11 @@ async def replace_row(storage: Storage, wanted: ResponseRow, patience: float) ->
         with attempt:
             try:
                 return await storage.rows.replace(wanted, mark=mark)
-            except (PreconditionFailed, NotFound):
-                raise OwnershipLost(await read_row(storage, wanted.partition_key, wanted.id)) from None
+            except (PreconditionFailed, NotFound) as refusal:
+                _log.warning(
+                    "response %s: storage refused a status write of generation %d", wanted.id, wanted.generation
+                )
+                raise OwnershipLost(await read_row(storage, wanted.partition_key, wanted.id)) from refusal
     raise AssertionError("unreachable: tenacity returns or raises")
 
 
@@ -250,10 +256,16 @@ class Ownership:
                         name, data, position=self.position, lease_id=self.row.lease_id
                     )
                     self.blocks = result.blocks
-                except (PreconditionFailed, NotFound):
+                except (PreconditionFailed, NotFound) as refusal:
                     if not await self._is_stored(name, data):
+                        _log.warning(
+                            "response %s: storage refused an append of generation %d at %d",
+                            self.row.id,
+                            self.row.generation,
+                            self.position,
+                        )
                         row = await read_row(self._storage, self.row.partition_key, self.row.id)
-                        raise OwnershipLost(row) from None
+                        raise OwnershipLost(row) from refusal
                     self.blocks += 1
         self.position += len(data)
         self.last_sequence = last_sequence

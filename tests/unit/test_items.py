@@ -234,12 +234,12 @@ def test_a_handler_cannot_give_an_item_to_another_response() -> None:
 
 
 def test_completing_changes_neither_the_item_nor_the_next_one() -> None:
-    bare: dict[str, Any] = {"type": "message"}
+    bare: dict[str, Any] = {"type": "reasoning"}
 
-    items.complete_item(bare, RESPONSE_ID)["content"].append({"type": "refusal", "refusal": ""})
+    items.complete_item(bare, RESPONSE_ID)["summary"].append({"type": "summary_text", "text": ""})
 
-    assert bare == {"type": "message"}
-    assert items.complete_item(bare, RESPONSE_ID)["content"] == []
+    assert bare == {"type": "reasoning"}
+    assert items.complete_item(bare, RESPONSE_ID)["summary"] == []
 
 
 def test_a_partial_agent_reference_erases_nothing() -> None:

@@ -140,6 +140,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"input": {}}, ["$.input"]),
     ({"input": ["a", 1, None]}, ["$.input[0]", "$.input[1]", "$.input[2]"]),
     (in_input(type=5), ["$.input[1]"]),
+    (in_input(type=""), ["$.input[1]"]),
     (in_input(), ["$.input[1].role", "$.input[1].content"]),
     (in_input(role="user"), ["$.input[1].content"]),
     (in_input(role="wizard", content="a"), ["$.input[1].role"]),

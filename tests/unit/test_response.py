@@ -301,6 +301,13 @@ def test_usage_has_all_its_keys() -> None:
     assert response.usage(None) is None
 
 
+def test_partial_usage_of_a_handler_is_completed() -> None:
+    body = fill_response({"usage": {"input_tokens": 1}}, new(), status="completed", completed_at=1)
+
+    assert body["usage"] == response.usage({"input_tokens": 1})
+    check(body)
+
+
 def test_usage_of_a_handler_stays() -> None:
     given = {
         "input_tokens": 2,

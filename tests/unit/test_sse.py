@@ -50,6 +50,14 @@ def test_the_decoder_of_the_openai_package_reads_a_frame() -> None:
     assert events[0].json() == delta(0, "a\nb\u2028c\x85")
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n"])
+def test_no_character_of_a_text_tears_a_frame(character: str) -> None:
+    frame = sse.encode(delta(0, f"a{character}b"))
+
+    assert len(frame.decode().splitlines()) == 3
+    assert sse.decode(frame)["delta"] == f"a{character}b"
+
+
 @pytest.mark.parametrize(
     "event",
     [

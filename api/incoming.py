@@ -1,0 +1,87 @@
+"""What an HTTP request says, apart from the body's meaning: who sends it, its id, headers, query and bytes."""
+
+import re
+
+from starlette.requests import Request
+
+from protocol.errors import InvalidRequest, PayloadTooLarge
+from protocol.ids import check_response_id, new_request_id
+
+REQUEST_ID_HEADER = "x-request-id"
+CLIENT_HEADER_PREFIX = "x-client-"
+
+# A refused body is read to its end up to this many times the limit: a client that is still sending would see a broken
+# connection in place of the 413.
+_DRAINED_LIMITS = 4
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,63}", re.ASCII)
+_TRUTHS = {"true": True, "false": False}
+
+
+def principal_of(_request: Request) -> str:
+    """Who sends the request. Everybody is the same one until requests are authenticated."""
+    return "local"
+
+
+def request_id_of(request: Request) -> str:
+    """The client's own `x-request-id` if it is short and a plain token, else a new one."""
+    given = request.headers.get(REQUEST_ID_HEADER, "")
+    return given if _REQUEST_ID.fullmatch(given) else new_request_id()
+
+
+def response_id_of(request: Request) -> str:
+    """The response id in the path.
+
+    Raises:
+        MalformedId: It is none (B40).
+    """
+    return check_response_id(request.path_params.get("response_id"))
+
+
+def client_headers_of(request: Request) -> dict[str, str]:
+    """The `x-client-*` headers, names in lower case (R3)."""
+    return {name.lower(): value for name, value in request.headers.items() if name.startswith(CLIENT_HEADER_PREFIX)}
+
+
+def query_of(request: Request) -> dict[str, str]:
+    """The query parameters; of a repeated one the last."""
+    return dict(request.query_params)
+
+
+def wants_stream(request: Request) -> bool:
+    """The query parameter `stream`.
+
+    Raises:
+        InvalidRequest: It is neither true nor false.
+    """
+    text = request.query_params.get("stream", "false")
+    try:
+        return _TRUTHS[text.lower()]
+    except KeyError:
+        raise InvalidRequest("Invalid value for 'stream': expected 'true' or 'false'.", param="stream") from None
+
+
+async def body_of(request: Request, limit: int) -> bytes:
+    """The whole body, at most `limit` bytes.
+
+    Raises:
+        PayloadTooLarge: It is larger, by its own account or in fact.
+        ClientDisconnect: The client went away before its end.
+    """
+    refusal = PayloadTooLarge(f"The request body is larger than {limit} bytes.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit * _DRAINED_LIMITS:
+        raise refusal
+    size = 0
+    chunks: list[bytes] = []
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limit:
+            chunks.append(chunk)
+        elif size > limit * _DRAINED_LIMITS:
+            break
+        else:
+            chunks.clear()
+    if size > limit:
+        raise refusal
+    return b"".join(chunks)

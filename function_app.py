@@ -1,0 +1,126 @@
+"""The triggers of the function app. Each calls one function elsewhere; what happens is in `api` and `resilience`.
+
+Every route stands under `/v1` and, for clients with a bare base URL, without it. `RESPONSES_STORAGE_PREFIX` goes in
+front of the queues' names. All functions are asynchronous and share one event loop.
+"""
+
+import os
+from collections.abc import Awaitable, Callable
+
+import azure.functions as func
+from azurefunctions.extensions.http.fastapi import Request, Response  # type: ignore[import-untyped]
+
+from api.endpoints import Endpoints
+from api.process import Process
+from api.settings import ApiSettings
+from storage.connection import SETTING, StorageSettings
+from storage.driver import WATCH_QUEUE, WORK_QUEUE
+
+RUN_FUNCTION = "run_response"
+POISON = "-poison"
+
+app = func.FunctionApp(http_auth_level=func.AuthLevel.ANONYMOUS)
+process = Process(os.environ, run_function=RUN_FUNCTION)
+endpoints = Endpoints(process.engine, ApiSettings.from_environment(os.environ))
+queue_name = StorageSettings.from_environment(os.environ).name
+
+type HttpFunction = Callable[[Request], Awaitable[Response]]
+
+
+async def on_shutdown(grace_seconds: float) -> None:
+    """What the local host calls before it ends with grace; in Azure a worker is ended without a word."""
+    await process.drain(grace_seconds)
+
+
+def responses_route(method: str, path: str = "") -> Callable[[HttpFunction], HttpFunction]:
+    """Serve a function at `/v1/responses…` and, as a second function `…_bare`, at `/responses…`."""
+
+    def register(function: HttpFunction) -> HttpFunction:
+        name = function.__name__
+        for function_name, prefix in ((name, "v1/"), (f"{name}_bare", "")):
+            route = app.route(route=f"{prefix}responses{path}", methods=[method])
+            app.function_name(function_name)(route(function))
+        return function
+
+    return register
+
+
+# -- HTTP -----------------------------------------------------------------------------------------------------------
+
+
+@responses_route("POST")
+async def create_response(req: Request) -> Response:
+    return await endpoints.create_response(req)
+
+
+@responses_route("GET", "/{response_id}")
+async def get_response(req: Request) -> Response:
+    return await endpoints.get_response(req)
+
+
+@responses_route("DELETE", "/{response_id}")
+async def delete_response(req: Request) -> Response:
+    return await endpoints.delete_response(req)
+
+
+@responses_route("POST", "/{response_id}/cancel")
+async def cancel_response(req: Request) -> Response:
+    return await endpoints.cancel_response(req)
+
+
+@responses_route("GET", "/{response_id}/input_items")
+async def list_input_items(req: Request) -> Response:
+    return await endpoints.list_input_items(req)
+
+
+@app.function_name("healthz")
+@app.route(route="healthz", methods=["GET"])
+async def healthz(req: Request) -> Response:
+    return await endpoints.is_alive(req)
+
+
+@app.function_name("readyz")
+@app.route(route="readyz", methods=["GET"])
+async def readyz(req: Request) -> Response:
+    return await endpoints.is_ready(req)
+
+
+# -- queues: an exception gives the message back to the queue ---------------------------------------------------------
+
+
+def text_of(message: func.QueueMessage) -> str:
+    """A message's text; bytes that are none make a text that is no message of ours."""
+    return message.get_body().decode(errors="replace")
+
+
+@app.function_name(RUN_FUNCTION)
+@app.queue_trigger(arg_name="message", queue_name=queue_name(WORK_QUEUE), connection=SETTING)
+async def run_response(message: func.QueueMessage) -> None:
+    await process.engine().run_message(text_of(message))
+
+
+@app.function_name("adopt_worker")
+@app.queue_trigger(arg_name="message", queue_name=queue_name(WATCH_QUEUE), connection=SETTING)
+async def adopt_worker(message: func.QueueMessage) -> None:
+    await process.engine().watch_message(text_of(message))
+
+
+@app.function_name("fail_poisoned_response")
+@app.queue_trigger(arg_name="message", queue_name=queue_name(WORK_QUEUE + POISON), connection=SETTING)
+async def fail_poisoned_response(message: func.QueueMessage) -> None:
+    await process.engine().poison_message(text_of(message))
+
+
+@app.function_name("retry_poisoned_watch")
+@app.queue_trigger(arg_name="message", queue_name=queue_name(WATCH_QUEUE + POISON), connection=SETTING)
+async def retry_poisoned_watch(message: func.QueueMessage) -> None:
+    await process.engine().poison_watch(text_of(message))
+
+
+# -- timer ----------------------------------------------------------------------------------------------------------
+
+
+@app.function_name("sweep")
+@app.timer_trigger(arg_name="timer", schedule="0 * * * * *")
+async def sweep(timer: func.TimerRequest) -> None:
+    await process.engine().sweep()

@@ -1,0 +1,117 @@
+"""The agent that tests drive: the input's text is a JSON object that says what the handler does.
+
+Keys, all optional:
+
+- `count`, `delay`: so many text deltas `"<n> "`, `delay` seconds apart;
+- `checkpoint_every`: each so many deltas are an item of their own, followed by a checkpoint; a recovered handler goes on behind them;
+- `end`: `completed` (default), `incomplete`, `failed`, `nothing`, `raise`, `refuse` (a ValueError), `hang`;
+- `raise_first`: `true` raises (or refuses, as `end` says) before any event;
+- `invalid`: `true` yields something that is no event, after the first delta.
+
+Each entry names itself in the metadata of its items: `attempt` counts the entries by the handler's own `internal_metadata`.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from resilience import CreateResponse, ResponseContext, ResponseEventStream, ResponsesApp, ResponsesServerOptions
+
+app = ResponsesApp(ResponsesServerOptions(resilient_background=True, shutdown_grace_period_seconds=2))
+fragile_app = ResponsesApp(ResponsesServerOptions(resilient_background=False, shutdown_grace_period_seconds=2))
+
+
+class ScriptedError(Exception):
+    """The script asked for it: secret-canary-of-the-handler."""
+
+
+async def handler(
+    request: CreateResponse, context: ResponseContext, cancellation_signal: asyncio.Event
+) -> AsyncIterator[Any]:
+    """Do what the input says."""
+    script = _script(await context.get_input_text())
+    if script.get("raise_first"):
+        _raise(script)
+    done = context.persisted_response if script.get("checkpoint_every") else None
+    stream = ResponseEventStream(response_id=context.response_id, request=request, response=done)
+    yield stream.emit_created()
+    yield stream.emit_in_progress()
+    first = _numbers_in(done)
+    count = int(script.get("count", 3))
+    size = int(script.get("checkpoint_every") or count or 1)
+    for start in range(first, max(count, first + 1), size):
+        numbers = range(start, min(start + size, count))
+        async for event in _message(stream, numbers, script, cancellation_signal):
+            yield event
+        if cancellation_signal.is_set():
+            return
+        if script.get("checkpoint_every"):
+            yield stream.checkpoint()
+    async for event in _end(stream, script, cancellation_signal):
+        yield event
+
+
+app.response_handler(handler)
+fragile_app.response_handler(handler)
+
+
+async def _message(
+    stream: ResponseEventStream, numbers: range, script: dict[str, Any], signal: asyncio.Event
+) -> AsyncIterator[Any]:
+    message = stream.add_output_item_message()
+    yield message.emit_added()
+    text = message.add_text_content()
+    yield text.emit_added()
+    delay = float(script.get("delay", 0))
+    for number in numbers:
+        if delay:
+            await asyncio.sleep(delay)
+        if signal.is_set():
+            return
+        yield text.emit_delta(f"{number} ")
+        if script.get("invalid"):
+            yield {"type": "no.such.event"}
+    yield text.emit_text_done()
+    yield text.emit_done()
+    yield message.emit_done()
+
+
+async def _end(stream: ResponseEventStream, script: dict[str, Any], signal: asyncio.Event) -> AsyncIterator[Any]:
+    end = script.get("end", "completed")
+    if end == "completed":
+        usage = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
+        yield stream.emit_completed(usage=usage)
+    elif end == "incomplete":
+        yield stream.emit_incomplete(reason="max_output_tokens")
+    elif end == "failed":
+        yield stream.emit_failed(code="server_error", message="as scripted")
+    elif end == "hang":
+        await signal.wait()
+    elif end != "nothing":
+        _raise(script)
+
+
+def _raise(script: dict[str, Any]) -> None:
+    if script.get("end") == "refuse":
+        raise ValueError("refused as scripted")
+    raise ScriptedError
+
+
+def _script(text: str) -> dict[str, Any]:
+    try:
+        script = json.loads(text)
+    except ValueError:
+        return {}
+    return script if isinstance(script, dict) else {}
+
+
+def _numbers_in(response: Any) -> int:
+    """How many deltas an earlier entry made durable."""
+    texts = [
+        part["text"]
+        for item in (response or {}).get("output", [])
+        if item["type"] == "message"
+        for part in item["content"]
+    ]
+    return sum(len(text.split()) for text in texts)
