@@ -125,7 +125,7 @@ async def ask_model(
         for item in conversation
         if item["type"] in FORWARDED_ITEMS
     ]
-    message = text = None
+    message = text = reason = None
     async with await client.responses.create(stream=True, store=False, **question) as answer:
         async for event in answer:
             if await must_stop(context, cancellation_signal):
@@ -148,12 +148,14 @@ async def ask_model(
             elif event.type == "response.completed":
                 yield stream.emit_completed(usage=event.response.usage and event.response.usage.model_dump())
                 return
+            elif event.type == "response.incomplete":
+                reason = event.response.incomplete_details and event.response.incomplete_details.reason
             elif event.type == "response.failed":
                 raise RuntimeError("the model failed")
     if message and text:
         for own in (text.emit_text_done(), text.emit_done(), message.emit_done()):
             yield own
-    yield stream.emit_incomplete()
+    yield stream.emit_incomplete(reason=reason)
 
 
 async def must_stop(context: ResponseContext, cancellation_signal: asyncio.Event) -> bool:

@@ -148,11 +148,14 @@ class IncompleteDetails(TypedDict, total=False):
 class CreateResponse(TypedDict, total=False):
     """The body of `POST /responses`, as the client sent it: nothing filled in, unknown keys kept."""
 
+    access_programs: JsonObject | None
     agent_reference: AgentReference
     background: bool | None
+    background_options: JsonObject | None
     context_management: list[JsonObject] | None
     conversation: str | ConversationReference | None
     frequency_penalty: float | None
+    image: JsonObject | None
     include: list[str] | None
     input: str | list[JsonObject] | None
     instructions: str | None

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.responses import Response
 
@@ -355,6 +355,7 @@ PIECES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(PIECES)
 def test_looking_in_between_never_changes_the_outcome(pieces: list[tuple[str, int, str]]) -> None:
     start = [added(item(), index) for index in range(3)]

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import ids
@@ -49,6 +49,7 @@ def test_a_derived_item_id_is_the_same_for_every_attempt() -> None:
     assert first != ids.derived_item_id("msg", ids.new_response_id(ids.partition_of(response_id)), "input/0")
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_a_text_has_one_partition_whatever_it_holds(text: str) -> None:
     partition = ids.derived_partition(text)

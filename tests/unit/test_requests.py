@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import ids
@@ -402,16 +402,19 @@ def check_outcome(result: dict[str, Any] | ApiError) -> None:
         assert flags(result).store or not flags(result).background
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS) | st.text(), ANY, max_size=5))
 def test_any_json_is_accepted_or_refused_in_order(value: dict[str, Any]) -> None:
     check_outcome(outcome(json.dumps(value).encode()))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_accepted_or_refused_in_order(body: bytes) -> None:
     check_outcome(outcome(body))
 
 
+@settings(deadline=None)
 @given(ANY)
 def test_what_is_accepted_gives_a_response_and_input_items(value: Any) -> None:
     for field in ("input", "tools", "text", "tool_choice", "agent_reference"):

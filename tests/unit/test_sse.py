@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
 
@@ -30,6 +30,7 @@ def test_a_frame_is_event_line_data_line_blank_line() -> None:
     )
 
 
+@settings(deadline=None)
 @given(JSON, st.integers(0, 2**53))
 def test_a_frame_reads_back_as_its_event(value: object, number: int) -> None:
     event = {"type": "response.new", "sequence_number": number, "value": value}
@@ -96,6 +97,7 @@ def test_a_number_deeper_in_the_event_is_not_taken_for_its_own() -> None:
     assert sse.sequence_of(sse.encode({**delta(7), "item": {"sequence_number": 99}})) == 7
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))), st.data())
 def test_split_gives_whole_frames_and_the_rest_wherever_the_bytes_are_cut(
     texts: list[str], data: st.DataObject
