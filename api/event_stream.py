@@ -81,6 +81,8 @@ class EventStreamResponse(StreamingResponse):
         return sse.encode(error_event(self._last + 1, as_api_error(error), self._request_id))
 
     async def _close(self) -> None:
+        # A read that was cancelled before it began would leave the source without a word of its end.
+        await asyncio.sleep(0)
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
         if isinstance(self._frames, AsyncGenerator):

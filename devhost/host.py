@@ -196,7 +196,8 @@ class Host:
         hook = asyncio.create_task(self._hook())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.options.grace):
-                await asyncio.gather(hook, self.invocations.idle())
+                # The listeners' tasks too: a message is settled only after its invocation has ended.
+                await asyncio.gather(hook, self.invocations.idle(), *self._tasks)
         if len(self.invocations):
             _log.warning("%d invocations end with the process.", len(self.invocations))
 

@@ -94,16 +94,21 @@ class QueueListener:
         self.ready = asyncio.Event()
 
     async def listen(self) -> None:
-        """Receives and runs messages until `stop`. A storage failure is logged and tried again."""
+        """Receives and runs messages until `stop`, and returns when the last of them is settled.
+
+        A storage failure is logged and tried again.
+        """
         while not self._stop.is_set() and not await self._create():
             await self._pause()
         self.ready.set()
         while not self._stop.is_set():
-            await self._room.wait()
             if await self._receive():
                 self._backoff.reset()
             else:
                 await self._pause()
+            await self._room.wait()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     def stop(self) -> None:
         """Takes no more messages; those being worked on go on."""
@@ -178,7 +183,7 @@ class QueueListener:
         try:
             text = self._decode(message.content)
         except ValueError as error:
-            _log.error("Message %s is not %s-encoded text: %s", message.id, "base64", error)
+            _log.error("Message %s is not base64-encoded text: %s", message.id, error)
             message.dequeue_count = self._rules.max_dequeue_count
             return False
         outcome = await self._run(self._function, TypedData(string=text), metadata(message))
@@ -214,7 +219,12 @@ class QueueListener:
         if (held.message.dequeue_count or 0) < self._rules.max_dequeue_count:
             await self._update(held, self._rules.visibility_timeout)
             return
-        _log.error("Message %s of %s moves to the poison queue.", held.message.id, self._queue.queue_name)
+        _log.error(
+            "Message %s of %s, received %s times, moves to the poison queue.",
+            held.message.id,
+            self._queue.queue_name,
+            held.message.dequeue_count,
+        )
         try:
             await self._poison.send_message(held.message.content)
         except ResourceNotFoundError:

@@ -54,7 +54,7 @@ class EngineSettings:
 
     eager_start: bool = False
     """Start background runs in the accepting process; only where that process serves the queue function too."""
-    eager_limit: int = 24
+    eager_limit: int = 32
     """Eager runs a process holds at most; more wait for the queue function."""
 
     watch_visibility: float = 5.0

@@ -41,6 +41,8 @@ EXAMPLE_SETTINGS = ROOT / "local.settings.json.example"
 HOST_START_SECONDS = 60.0
 # Core Tools fetch their extension bundle the first time.
 FUNC_START_SECONDS = 300.0
+# From its first answer on; the storage is up by then.
+UNREADY_SECONDS = 10.0
 HOST_STOP_SECONDS = 20.0
 
 EMULATED = "UseDevelopmentStorage=true"
@@ -130,13 +132,22 @@ def start_host(port: int, under_func: bool, environment: dict[str, str], keep_op
 
 
 def wait_until_ready(port: int, seconds: float, children: list[Child], stop: threading.Event) -> None:
-    """Until the server reports its storage reachable. Raises CannotRun when it does not within `seconds`."""
+    """Until the server reports its storage reachable. Raises CannotRun when it does not.
+
+    It has `seconds` to give any answer, and from then on a few more: an app that cannot be loaded says no for ever,
+    and logs why each time.
+    """
     deadline = time.monotonic() + seconds
-    while not stop.is_set() and http_status(port, "/readyz") != 200:
+    pause, unready_since = POLL_SECONDS, 0.0
+    while not stop.is_set() and (status := http_status(port, "/readyz")) != 200:
         refuse_the_dead(children)
         if time.monotonic() > deadline:
-            raise CannotRun(f"The server was not ready within {seconds:.0f} s; the lines above may say why.")
-        stop.wait(POLL_SECONDS)
+            raise CannotRun("The server did not become ready; the lines above may say why.")
+        if status is not None:
+            pause = min(2 * pause, 2.0)
+            unready_since = unready_since or time.monotonic()
+            deadline = min(deadline, unready_since + UNREADY_SECONDS)
+        stop.wait(pause)
 
 
 def refuse_the_dead(children: list[Child]) -> None:

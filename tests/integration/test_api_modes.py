@@ -142,7 +142,7 @@ async def test_foreground_client_that_leaves_a_stream_cancels_it() -> None:
         async with server.client.stream("POST", "/v1/responses", json={"input": "x", "stream": True}) as answer:
             async for _ in answer.aiter_bytes():
                 break
-        await until(lambda: held.signals[0].is_set())
+        await until(held.signals[0].is_set)
         assert server.runs[0].client_cancelled
         final = await server.get_ended(ids_of(server)[0])
         assert (final["status"], final["output"]) == ("cancelled", [])
@@ -154,7 +154,7 @@ async def test_foreground_client_that_leaves_while_it_waits_cancels_the_run() ->
         pending = asyncio.create_task(server.post(input="x"))
         await until(lambda: bool(held.signals))
         pending.cancel()
-        await until(lambda: held.signals[0].is_set())
+        await until(held.signals[0].is_set)
         assert server.runs[0].client_cancelled
         assert (await server.get_ended(ids_of(server)[0]))["status"] == "cancelled"
 

@@ -97,12 +97,14 @@ async def test_a_message_that_succeeds_is_run_once_and_deleted(jobs: Jobs) -> No
 
 
 async def test_a_failing_message_is_retried_at_once_and_then_moves_to_the_poison_queue(jobs: Jobs) -> None:
-    await jobs.host()
+    host = await jobs.host()
     await jobs.send("bad", "fail")
     await jobs.until(lambda lines: "host poison bad 1" in lines, 10)
     await jobs.until_empty(jobs.queue)
     await jobs.until_empty(jobs.poison)
     assert jobs.lines() == ["host begin bad 1", "host begin bad 2", "host begin bad 3", "host poison bad 1"]
+    # At the last failure itself, not at one more receipt.
+    assert "received 3 times, moves to the poison queue" in host.log()
 
 
 async def test_a_message_received_too_often_is_not_run_again(jobs: Jobs) -> None:

@@ -37,7 +37,10 @@ SETTINGS = EngineSettings(eager_start=True, disconnect_poll_interval=0.05, cance
 async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = UNTIL_SECONDS) -> None:
     """Wait until `condition` holds; TimeoutError when it does not in time."""
     async with asyncio.timeout(seconds):
-        while not (held if isinstance(held := condition(), bool) else await held):
+        while True:
+            held = condition()
+            if held if isinstance(held, bool) else await held:
+                return
             await asyncio.sleep(POLL_SECONDS)
 
 

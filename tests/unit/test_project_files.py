@@ -64,7 +64,7 @@ def test_host_serves_at_the_root_and_polls_its_queues_quickly() -> None:
     assert host["extensions"]["http"]["routePrefix"] == ""
     assert host["extensions"]["queues"] == {
         "batchSize": 16,
-        "newBatchThreshold": 8,
+        "newBatchThreshold": 16,
         "maxPollingInterval": "00:00:01",
         "visibilityTimeout": "00:00:05",
         "maxDequeueCount": 5,

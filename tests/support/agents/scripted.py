@@ -34,7 +34,10 @@ async def handler(
     if script.get("raise_first"):
         _raise(script)
     done = context.persisted_response if script.get("checkpoint_every") else None
-    stream = ResponseEventStream(response_id=context.response_id, request=request, response=done)
+    if done is None:
+        stream = ResponseEventStream(response_id=context.response_id, request=request)
+    else:
+        stream = ResponseEventStream(response=done)
     yield stream.emit_created()
     yield stream.emit_in_progress()
     first = _numbers_in(done)
