@@ -193,7 +193,8 @@ async def test_nothing_unstored_can_be_read(client: AsyncOpenAI) -> None:
 
 async def test_a_bare_base_url_is_served_too_with_the_same_bytes(server: Deployment, client: AsyncOpenAI) -> None:
     stream = await client.responses.create(model="m", input="count to 2", background=True, stream=True)
-    response_id = [plain(event) async for event in stream][0]["response"]["id"]
+    events = [plain(event) async for event in stream]
+    response_id = events[0]["response"]["id"]
     async with httpx.AsyncClient(base_url=server.hosts[0].base_url) as http:
         bare = await http.get(f"/responses/{response_id}", params={"stream": "true"})
         versioned = await http.get(f"/v1/responses/{response_id}", params={"stream": "true"})

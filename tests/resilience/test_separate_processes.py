@@ -71,7 +71,7 @@ async def test_two_readers_with_different_cursors_see_the_same_bytes_live_and_af
 async def test_polling_sees_the_run_of_the_other_process(http: httpx.AsyncClient) -> None:
     accepted = (await http.post("/responses", json=body({"count": 5, "delay": 0.1}, background=True))).json()
     assert accepted["status"] == "queued"
-    statuses = []
+    statuses: list[str] = []
     deadline = time.monotonic() + 20
     while not statuses or statuses[-1] in ("queued", "in_progress"):
         assert time.monotonic() < deadline

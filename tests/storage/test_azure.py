@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from storage.connection import Storage, StorageSettings, open_storage
@@ -240,6 +241,26 @@ async def test_a_closed_storage_is_unavailable_and_opens_nothing(azurite: Azurit
         await storage.ping()
     with pytest.raises(StorageUnavailable):
         storage.driver.update_message_blocking("responses-work", RECEIPT, delay=1)
+
+
+async def test_closing_leaves_no_connection_open(azurite: AzuriteServer) -> None:
+    ports = {azurite.blob_port, azurite.queue_port, azurite.table_port}
+
+    def established() -> int:
+        found = psutil.Process().net_connections("tcp4")
+        return sum(each.status == psutil.CONN_ESTABLISHED and each.raddr.port in ports for each in found)
+
+    before = established()
+    with azurite.namespace() as environment:
+        storage = open_storage(StorageSettings.from_environment(environment))
+        receipt = await storage.watch.send("w1", delay=30)
+        await asyncio.to_thread(storage.watch.push_blocking, receipt, 30)
+        assert established() > before
+        await storage.aclose()
+        deadline = time.monotonic() + 5
+        while established() > before:
+            assert time.monotonic() < deadline, "a connection stayed open"
+            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

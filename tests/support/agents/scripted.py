@@ -3,12 +3,11 @@
 Keys, all optional:
 
 - `count`, `delay`: so many text deltas `"<n> "`, `delay` seconds apart;
-- `checkpoint_every`: each so many deltas are an item of their own, followed by a checkpoint; a recovered handler goes on behind them;
+- `checkpoint_every`: each so many deltas are an item of their own, followed by a checkpoint; a recovered handler goes
+  on behind them;
 - `end`: `completed` (default), `incomplete`, `failed`, `nothing`, `raise`, `refuse` (a ValueError), `hang`;
 - `raise_first`: `true` raises (or refuses, as `end` says) before any event;
 - `invalid`: `true` yields something that is no event, after the first delta.
-
-Each entry names itself in the metadata of its items: `attempt` counts the entries by the handler's own `internal_metadata`.
 """
 
 import asyncio
