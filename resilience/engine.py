@@ -6,7 +6,7 @@ sweeps. Every method may be called again with the same message at any time, and 
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,7 @@ class Engine:
         run = self._start_foreground(key, record, disposition)
         return await self._result(run, disconnected)
 
-    async def create_stream(self, call: Call) -> AsyncIterator[bytes]:
+    async def create_stream(self, call: Call) -> AsyncGenerator[bytes]:
         """The frames of a response for a client that streams (C2, C4, C6). It is accepted before this returns.
 
         Raises:
@@ -118,7 +118,7 @@ class Engine:
         """
         return strip_internal(await snapshot_of(self.runtime, await self._existing(principal, response_id)))
 
-    async def replay(self, principal: str, response_id: str, after: int) -> AsyncIterator[bytes]:
+    async def replay(self, principal: str, response_id: str, after: int) -> AsyncGenerator[bytes]:
         """The frames of a background stream above that sequence number, to its end (B2, B4).
 
         Raises:

@@ -12,13 +12,13 @@ serves.
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from protocol import jsonio, sse
-from protocol.errors import ApiError, ServerError, ServiceUnavailable, error_event
+from protocol.errors import ApiError, ServerError, error_event
 from protocol.event_stream import CHECKPOINT
 from protocol.events import InvalidEvent
 from protocol.response import cancelled, failed, strip_internal
@@ -76,6 +76,7 @@ class ForegroundRun:
         self._recorded = loop.create_future() if self._stored else None
         self._muted = False
         self._worker_id = ""
+        self._last_sent = -1
 
     @property
     def worker_id(self) -> str:
@@ -107,7 +108,7 @@ class ForegroundRun:
         """
         return await asyncio.shield(self._result)
 
-    async def frames(self) -> AsyncIterator[bytes]:
+    async def frames(self) -> AsyncGenerator[bytes]:
         """The stream, ending with its terminal event; an error before the first event is one `error` event."""
         while (frame := await self._frames.get()) is not None:
             yield frame
@@ -120,10 +121,9 @@ class ForegroundRun:
         try:
             await self._record_opening()
             await self._run(handler)
-        except StorageUnavailable as error:
-            await self._tell(ServiceUnavailable(), error)
         except Exception as error:
-            await self._tell(ServerError(), error)
+            _log.error("response %s could not be made", self._record.response_id, exc_info=error)
+            await self._tell(error)
         finally:
             self._muted = True
             handler.cancel()
@@ -181,9 +181,9 @@ class ForegroundRun:
                     self._ending.set_result(result)
                     continue
                 for stamped in result:
-                    await self._send(stamped.frame)
+                    await self._send(stamped.sequence, stamped.frame)
 
-    async def _send(self, frame: bytes) -> None:
+    async def _send(self, sequence: int, frame: bytes) -> None:
         """Hand a frame to the client, not before the run is recorded (R1)."""
         if self._recorded is not None and not self._recorded.done():
             await asyncio.wait({self._recorded})
@@ -191,6 +191,7 @@ class ForegroundRun:
             return
         if self._record.request.get("stream") and not self._gone.done():
             await self._frames.put(frame)
+            self._last_sent = sequence
 
     # -- the ways to end --------------------------------------------------------------------------------------------
 
@@ -209,7 +210,7 @@ class ForegroundRun:
             _log.error("response %s: the handler failed", response_id, exc_info=error)
         if not self._stamper.begun:
             self._close_entry()
-            await self._tell(answer_to(error), None)
+            await self._tell(answer_to(error))
             return
         snapshot = failed(self._stamper.snapshot(), "server_error", GENERIC_FAILURE)
         if isinstance(error, InvalidEvent) and not self._result.done():
@@ -220,8 +221,8 @@ class ForegroundRun:
         self._muted = True
         if self._stored:
             snapshot = await self._store(snapshot)
-        for _, frame in terminal_frames(snapshot, self._stamper.last_sequence):
-            await self._send(frame)
+        for sequence, frame in terminal_frames(snapshot, self._stamper.last_sequence):
+            await self._send(sequence, frame)
         if not self._result.done():
             self._result.set_result(strip_internal(snapshot))
         await self._end_frames()
@@ -282,19 +283,18 @@ class ForegroundRun:
         if self._stored:
             self._runtime.worker.close(self._worker_id, ledger_key(self._record.response_id))
 
-    async def _tell(self, answer: ApiError, cause: Exception | None) -> None:
-        """Answer with an error instead of a response."""
+    async def _tell(self, error: Exception) -> None:
+        """Answer with an error instead of a response; on a stream it is one event, after those that were sent (B8)."""
         self._muted = True
-        if cause is not None:
-            _log.error("response %s: %s", self._record.response_id, answer.message, exc_info=cause)
-        self._set_error(answer)
+        self._set_error(error)
         if self._record.request.get("stream") and not self._gone.done():
-            await self._frames.put(sse.encode(error_event(self._stamper.last_sequence + 1, answer)))
+            answer = answer_to(error) if isinstance(error, ApiError | StorageUnavailable) else ServerError()
+            await self._frames.put(sse.encode(error_event(self._last_sent + 1, answer)))
         await self._end_frames()
 
-    def _set_error(self, answer: ApiError) -> None:
+    def _set_error(self, error: Exception) -> None:
         if not self._result.done():
-            self._result.set_exception(answer)
+            self._result.set_exception(error)
             self._result.exception()  # looked at: a client that streams never asks for it
 
     async def _end_frames(self) -> None:

@@ -8,6 +8,7 @@ terminal frame was lost, which it completes (R6) rather than make up an end.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -21,8 +22,10 @@ from resilience.options import EngineSettings
 from resilience.ownership import read_row
 from resilience.retry import patiently
 from storage.connection import Storage
-from storage.errors import NotFound, StorageUnavailable
+from storage.errors import NotFound, StorageError, StorageUnavailable
 from storage.rows import ResponseRow
+
+_log = logging.getLogger("resilience.tail")
 
 
 class Tails:
@@ -47,14 +50,21 @@ class Tails:
     async def follow(self, row: ResponseRow, after: int) -> AsyncGenerator[bytes]:
         """The frames with a sequence number above `after`, up to the terminal one, as they become durable (B4).
 
-        Raises:
-            StorageUnavailable: The log cannot be read.
+        It may end before: when storage is silent for too long, or before the platform's time limit ends the process
+        (R13). No event says so, for it would have the number of one in the log (V4): the client resumes.
         """
-        wanted = after + 1
+        try:
+            async with aclosing(self._frames(row, after + 1)) as frames:
+                async for _, frame in frames:
+                    yield frame
+        except StorageError:
+            _log.exception("response %s: a stream broke off", row.id)
+
+    async def _frames(self, row: ResponseRow, wanted: int) -> AsyncGenerator[tuple[int, bytes]]:
         if row.status in TERMINAL_STATUSES and row.id not in self._feeds:
             async with aclosing(self._copy(row, wanted)) as frames:
                 async for sequence, frame in frames:
-                    yield frame
+                    yield sequence, frame
                     wanted = sequence + 1
                     if sse.is_terminal(frame):
                         return
@@ -62,8 +72,8 @@ class Tails:
                 return
         # Decided or not, its last frame is still to come, from its owner or by repair.
         async with aclosing(self._live(row, wanted)) as live:
-            async for frame in live:
-                yield frame
+            async for sequence, frame in live:
+                yield sequence, frame
                 if sse.is_terminal(frame):
                     return
 
@@ -90,18 +100,19 @@ class Tails:
         except NotFound:
             return True
 
-    async def _live(self, row: ResponseRow, wanted: int) -> AsyncGenerator[bytes]:
+    async def _live(self, row: ResponseRow, wanted: int) -> AsyncGenerator[tuple[int, bytes]]:
         feed = self.feed(row.id)
         feed.readers += 1
+        leave_at = asyncio.get_running_loop().time() + self._settings.handover_after
         try:
             while True:
                 if (frame := feed.get(wanted)) is not None:
-                    yield frame
+                    yield wanted, frame
                     wanted += 1
                 elif feed.first is not None and wanted < feed.first:
                     async with aclosing(self._catch_up(row, wanted, feed.first)) as behind:
                         async for sequence, frame in behind:
-                            yield frame
+                            yield sequence, frame
                             wanted = sequence + 1
                 elif feed.ended:
                     if feed.failure is not None:
@@ -109,7 +120,10 @@ class Tails:
                     return
                 else:
                     self._ensure_poller(row, feed, wanted)
-                    await feed.changed()
+                    async with asyncio.timeout_at(leave_at):
+                        await feed.changed()
+        except TimeoutError:
+            return
         finally:
             feed.readers -= 1
             self._drop_if_unread(row.id, feed)

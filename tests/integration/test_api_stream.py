@@ -98,15 +98,6 @@ async def test_silence_is_filled_with_comments_and_the_read_goes_on() -> None:
     assert [chunk for chunk in exchange.chunks if chunk != sse.KEEP_ALIVE] == [frame(0)]
 
 
-async def test_no_comments_where_they_are_off() -> None:
-    source, exchange = Source(), Exchange()
-    task = asyncio.create_task(answer(source(), keep_alive=None)(SCOPE, exchange.receive, exchange.send))
-    await asyncio.sleep(0.1)
-    source.frames.put_nowait(None)
-    await task
-    assert exchange.chunks == []
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [

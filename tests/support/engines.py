@@ -62,6 +62,7 @@ class TooLate(AssertionError):
 async def until(condition: Callable[[], Any], what: str = "it", seconds: float = PATIENCE) -> Any:
     """The first truthy result of `condition`, which may be asynchronous."""
     deadline = asyncio.get_running_loop().time() + seconds
+    pause = 0.01
     while True:
         result = condition()
         if isinstance(result, Awaitable):
@@ -70,7 +71,8 @@ async def until(condition: Callable[[], Any], what: str = "it", seconds: float =
             return result
         if asyncio.get_running_loop().time() > deadline:
             raise TooLate(f"{what} did not happen within {seconds} s")
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.1, 0.5)
 
 
 class TaskPusher:
@@ -205,6 +207,8 @@ class Host:
         self._running = asyncio.Event()
         self._running.set()
         self._crash_point: tuple[int, Moment] | None = None
+        # Calls overlap, but not those of one task.
+        self._numbers: dict[asyncio.Task[Any] | None, int] = {}
         self._context = contextvars.copy_context()
         self._context.run(_host.set, self)
         self.storage = Storage.over(driver, self._seam)
@@ -234,9 +238,11 @@ class Host:
     # -- life and death ---------------------------------------------------------------------------------------------
 
     async def _gate(self, name: str, moment: Moment) -> None:
+        task = asyncio.current_task()
         if moment == "before":
             self.calls.append(name)
-        if self._crash_point == (len(self.calls), moment):
+            self._numbers[task] = len(self.calls)
+        if self._crash_point == (self._numbers[task], moment):
             self.fleet.kill(self)
         await self.passage()
 
