@@ -13,6 +13,7 @@ from starlette.responses import Response
 from api.incoming import (
     body_of,
     client_headers_of,
+    idempotency_key_of,
     principal_of,
     query_of,
     request_id_of,
@@ -96,6 +97,7 @@ class Endpoints:
             principal=principal_of(request),
             client_headers=client_headers_of(request),
             query_parameters=query_of(request),
+            idempotency_key=idempotency_key_of(request),
         )
         if flags(body).stream:
             return reply.stream(await engine.create_stream(call))

@@ -9,6 +9,8 @@ from protocol.ids import check_response_id, new_request_id
 
 REQUEST_ID_HEADER = "x-request-id"
 CLIENT_HEADER_PREFIX = "x-client-"
+IDEMPOTENCY_KEY_HEADER = "idempotency-key"
+MAX_IDEMPOTENCY_KEY = 255
 
 # A refused body is read to its end up to this many times the limit: a client that is still sending would see a broken
 # connection in place of the 413.
@@ -85,3 +87,17 @@ async def body_of(request: Request, limit: int) -> bytes:
     if size > limit:
         raise refusal
     return b"".join(chunks)
+
+
+def idempotency_key_of(request: Request) -> str:
+    """The `Idempotency-Key` header, "" for none (I1).
+
+    Raises:
+        InvalidRequest: It is too long.
+    """
+    key = request.headers.get(IDEMPOTENCY_KEY_HEADER, "")
+    if len(key) > MAX_IDEMPOTENCY_KEY:
+        raise InvalidRequest(
+            f"The Idempotency-Key is longer than {MAX_IDEMPOTENCY_KEY} characters.", param="Idempotency-Key"
+        )
+    return key

@@ -5,6 +5,7 @@ does, so that they can be left out of the path that the client sees: `$.input[0]
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Discriminator
@@ -40,19 +41,41 @@ def faults_of(errors: Iterable[ErrorDetails]) -> list[dict[str, Any]]:
     return [_fault_of(error) for error in errors]
 
 
-def by_type(
-    known: Iterable[str],
-    type_of: Callable[[Mapping[str, Any]], object] = lambda value: value.get("type"),
-) -> Discriminator:
+@dataclass(frozen=True)
+class ByType:
     """Tells objects apart by their type: a known one gets the tag `<type>`, any other one `OTHER`."""
-    tags = {name: f"<{name}>" for name in known}
 
-    def tag(value: Any) -> str | None:
-        kind = type_of(value) if isinstance(value, Mapping) else None
-        return tags.get(kind, OTHER) if isinstance(kind, str) and kind else None
+    __name__ = "by_type"  # pydantic asks every discriminator for its name
+    known: tuple[str, ...]
+    type_of: Callable[[Mapping[str, Any]], object]
 
+    def __call__(self, value: Any) -> str | None:
+        kind = self.type_of(value) if isinstance(value, Mapping) else None
+        if not isinstance(kind, str) or not kind:
+            return None
+        return f"<{kind}>" if kind in self.known else OTHER
+
+
+@dataclass(frozen=True)
+class ByJsonType:
+    """Tells JSON types apart; the tags are the names, in angle brackets."""
+
+    __name__ = "by_json_type"
+    named: Mapping[str, type]
+
+    def __call__(self, value: Any) -> str | None:
+        return next((f"<{name}>" for name, kind in self.named.items() if isinstance(value, kind)), None)
+
+
+def own_type(value: Mapping[str, Any]) -> object:
+    """The type that an object says it is of."""
+    return value.get("type")
+
+
+def by_type(known: Iterable[str], type_of: Callable[[Mapping[str, Any]], object] = own_type) -> Discriminator:
+    """Tells objects apart by their type, see `ByType`."""
     return Discriminator(
-        tag,
+        ByType(tuple(known), type_of),
         custom_error_type="not_an_object_with_a_type",
         custom_error_message="must be an object with a string `type`",
     )
@@ -60,12 +83,8 @@ def by_type(
 
 def by_json_type(**named: type) -> Discriminator:
     """Tells JSON types apart: `by_json_type(string=str, array=list)` gives the tags `<string>` and `<array>`."""
-
-    def tag(value: Any) -> str | None:
-        return next((f"<{name}>" for name, kind in named.items() if isinstance(value, kind)), None)
-
     return Discriminator(
-        tag,
+        ByJsonType(named),
         custom_error_type="wrong_json_type",
         custom_error_message=f"must be of type {' or '.join(named)}",
     )

@@ -15,15 +15,14 @@ import uuid
 from dataclasses import replace
 
 from resilience.dispatch import Disposition
-from resilience.foreground_run import ledger_key
 from resilience.log_end import EMPTY
 from resilience.ownership import Ownership, read_row
 from resilience.placement import tenant_in
 from resilience.record import RequestRecord
 from resilience.rows import first_row
+from resilience.run_entries import background_entry, close_run
 from resilience.runtime import Runtime
-from storage.errors import NotFound, PreconditionFailed, StorageError, StorageUnavailable
-from storage.ledger import LedgerEntry
+from storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, StorageUnavailable
 from storage.log import segment_name
 from storage.rows import ResponseRow, Segment
 
@@ -35,27 +34,31 @@ SLOW_ACCEPTANCE = 10.0
 """Seconds after which the start message may have been given up for lack of a row, and is sent again."""
 
 
-def run_entry(key: str, response_id: str) -> LedgerEntry:
-    """What the ledger says of a background run: start it again."""
-    return LedgerEntry(ledger_key(response_id), "background", {"key": key, "id": response_id})
-
-
 async def accept(runtime: Runtime, key: str, record: RequestRecord, disposition: Disposition) -> ResponseRow:
     """Record a response for the queue function to run.
 
     Raises:
         StorageError: It is not recorded; nothing of it will run.
     """
+    try:
+        return await accept_again(runtime, key, record, disposition)
+    except StorageError:
+        runtime.spawn(_abandon(runtime, key, record.response_id), f"abandoning-{record.response_id}")
+        raise
+
+
+async def accept_again(runtime: Runtime, key: str, record: RequestRecord, disposition: Disposition) -> ResponseRow:
+    """Record a response that others may be recording under the same id: the insert of the row decides (I1).
+
+    Raises:
+        AlreadyExists: Another did.
+        StorageUnavailable: It may be recorded or not; made again, it is.
+    """
     began = asyncio.get_running_loop().time()
     prepared, sent = await asyncio.gather(
         _prepare(runtime, key, record, disposition), _send_start(runtime, key, record), return_exceptions=True
     )
-    try:
-        row = await _insert(runtime, _first_good(prepared, sent), began)
-    except StorageError:
-        runtime.spawn(_abandon(runtime, key, record.response_id), f"abandoning-{record.response_id}")
-        raise
-    return row
+    return await _insert(runtime, _first_good(prepared, sent), began)
 
 
 async def accept_and_own(runtime: Runtime, key: str, record: RequestRecord, disposition: Disposition) -> Ownership:
@@ -65,7 +68,7 @@ async def accept_and_own(runtime: Runtime, key: str, record: RequestRecord, disp
         StorageError: It is not recorded; nothing of it will run.
     """
     began = asyncio.get_running_loop().time()
-    entry = run_entry(key, record.response_id)
+    entry = background_entry(key, record.response_id)
     prepared, opened, sent = await asyncio.gather(
         _prepare(runtime, key, record, disposition, lease_id=str(uuid.uuid4())),
         runtime.worker.open(entry),
@@ -106,7 +109,10 @@ async def _prepare(
     if not row.stream:
         return row
     name = segment_name(key, record.response_id, 0, row.generation)
-    await storage.log.create(name)
+    try:
+        await storage.log.create(name)
+    except AlreadyExists:  # a lost reply, or another that records the same response
+        pass
     if lease_id:
         await storage.log.acquire(name, lease_id)
     return replace(row, segments=(Segment(name=name, first_sequence=0),))
@@ -145,7 +151,7 @@ async def _abandon(runtime: Runtime, key: str, response_id: str, worker_id: str 
         except NotFound:
             continue
     if worker_id:
-        runtime.worker.close(worker_id, ledger_key(response_id))
+        close_run(runtime, worker_id, response_id)
 
 
 async def remove_blobs(runtime: Runtime, key: str, response_id: str) -> None:

@@ -25,6 +25,7 @@ from resilience.dispatch import Disposition
 from resilience.placement import tenant_in
 from resilience.record import MalformedRecord, RequestRecord
 from resilience.rows import first_row
+from resilience.run_entries import BACKGROUND, FOREGROUND
 from resilience.runtime import Runtime
 from storage.errors import AlreadyExists, NotFound, PreconditionFailed
 from storage.ledger import LedgerEntry
@@ -91,9 +92,9 @@ async def _take_care(runtime: Runtime, entry: LedgerEntry) -> None:
     data = entry.data
     if entry.kind == ADOPTION:
         await runtime.storage.watch.send(str(data.get("worker")), delay=0)
-    elif entry.kind == "background":
+    elif entry.kind == BACKGROUND:
         await runtime.storage.work.send_start(tenant_in(str(data.get("key"))), str(data.get("id")))
-    elif entry.kind == "foreground":
+    elif entry.kind == FOREGROUND:
         await _record_failure(runtime, data)
     else:
         _log.error("ledger entry %s is of the unknown kind %r", entry.key, entry.kind)

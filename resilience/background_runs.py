@@ -12,15 +12,15 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from resilience import acceptance
-from resilience.acceptance import remove_blobs, run_entry
+from resilience.acceptance import remove_blobs
 from resilience.background_run import ATTEMPTS_EXHAUSTED, UNREADABLE, BackgroundRun, RunEnd, Verdict
 from resilience.cancel_watch import CancelWatch
 from resilience.dispatch import Disposition
-from resilience.foreground_run import ledger_key
 from resilience.log_repair import complete_log
 from resilience.ownership import ClaimRequest, Declined, Ownership, Reason, claim, has_log
 from resilience.placement import tenant_in
 from resilience.record import MalformedRecord, RequestRecord
+from resilience.run_entries import background_entry, close_run
 from resilience.runtime import Runtime
 from resilience.snapshots import record_of
 from resilience.worker import Worker
@@ -182,7 +182,7 @@ class BackgroundRuns:
 
     async def _claim(self, key: str, response_id: str) -> Ownership | None:
         """Claim a run that this process does not have; None if there is nothing to do here."""
-        claimant = _Opener(self._runtime.worker, run_entry(key, response_id))
+        claimant = _Opener(self._runtime.worker, background_entry(key, response_id))
         outcome: Ownership | Declined | None = None
         try:
             outcome = await self._claim_patiently(ClaimRequest(key, response_id, claimant))
@@ -195,7 +195,10 @@ class BackgroundRuns:
                 claimant.close()
 
     async def _claim_patiently(self, request: ClaimRequest) -> Ownership | Declined:
-        """Claim; a message may be faster than its row (it is sent first), so a missing one is looked for again (R2)."""
+        """Claim; a message may be faster than its row (it is sent first).
+
+        So a missing one is looked for again (R2).
+        """
         loop_time = asyncio.get_running_loop().time
         give_up_at = loop_time() + self._runtime.settings.missing_row_patience
         pause = _FIRST_LOOK
@@ -261,7 +264,7 @@ class BackgroundRuns:
         return end
 
     def _close(self, run: BackgroundRun) -> None:
-        self._runtime.worker.close(run.worker_id, ledger_key(run.response_id))
+        close_run(self._runtime, run.worker_id, run.response_id)
 
     async def _claim_again(self, key: str, response_id: str) -> Ownership | None:
         while True:

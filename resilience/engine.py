@@ -6,29 +6,25 @@ sweeps. Every method may be called again with the same message at any time, and 
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
-from protocol import ids, items
+from protocol import items
 from protocol.errors import (
-    PreviousResponseNotFound,
     ResponseDeleted,
     ResponseNotFound,
     StreamUnavailable,
 )
 from protocol.response import strip_internal
-from resilience import acceptance, cancellation, deletion
+from resilience import cancellation, deletion
 from resilience.adoption import adopt, sweep
 from resilience.app import ResponsesApp
 from resilience.background_runs import BackgroundRuns
-from resilience.dispatch import Disposition, decide
-from resilience.foreground_run import ForegroundRun
+from resilience.creation import Call, Creation
 from resilience.history import History
 from resilience.options import EngineSettings
 from resilience.ownership import has_log, read_row
 from resilience.placement import partition_key, tenant_of
-from resilience.record import RequestRecord
 from resilience.runtime import Runtime, unix_time
 from resilience.snapshots import record_of, snapshot_of
 from resilience.tail import Tails
@@ -40,21 +36,7 @@ from storage.rows import ResponseRow
 _log = logging.getLogger("resilience.engine")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """A validated ``POST /responses``.
-
-    Attributes:
-        request: The body.
-        principal: Who sends it.
-        client_headers: Its ``x-client-*`` headers, names in lower case.
-        query_parameters: Its query.
-    """
-
-    request: dict[str, Any]
-    principal: str
-    client_headers: Mapping[str, str]
-    query_parameters: Mapping[str, str]
+__all__ = ["Call", "Engine"]
 
 
 class Engine:
@@ -78,6 +60,7 @@ class Engine:
             now=now,
         )
         self._background = BackgroundRuns(self.runtime)
+        self._creation = Creation(self.runtime, self._background)
 
     # -- HTTP -------------------------------------------------------------------------------------------------------
 
@@ -89,13 +72,7 @@ class Engine:
             ApiError: It is refused or failed before it began; nothing is recorded then.
             StorageError: It could not be recorded (R1).
         """
-        record, disposition, key = await self._admit(call)
-        if disposition.runs_in_background:
-            row = await self._accept(key, record, disposition)
-            # B10: whatever came of it meanwhile, this answer is about its acceptance.
-            return strip_internal(record.snapshot(self.runtime.app.options.default_model, row.status))
-        run = self._start_foreground(key, record, disposition)
-        return await self._result(run, disconnected)
+        return await self._creation.answer(call, disconnected)
 
     async def create_stream(self, call: Call) -> AsyncGenerator[bytes]:
         """The frames of a response for a client that streams (C2, C4, C6). It is accepted before this returns.
@@ -104,10 +81,7 @@ class Engine:
             ApiError: It is refused; nothing is recorded then.
             StorageError: It could not be recorded (R1).
         """
-        record, disposition, key = await self._admit(call)
-        if disposition.runs_in_background:
-            return self.runtime.tails.follow(await self._accept(key, record, disposition), -1)
-        return self._foreground_frames(self._start_foreground(key, record, disposition))
+        return await self._creation.stream(call)
 
     async def get(self, principal: str, response_id: str) -> dict[str, Any]:
         """The response as it stands (B5).
@@ -237,77 +211,3 @@ class Engine:
         if row.deleted:
             raise ResponseDeleted(response_id)
         return row
-
-    # -- accepting --------------------------------------------------------------------------------------------------
-
-    async def _admit(self, call: Call) -> tuple[RequestRecord, Disposition, str]:
-        request = call.request
-        disposition = decide(
-            store=request.get("store") is not False,
-            background=bool(request.get("background")),
-            resilient_background=self.runtime.app.options.resilient_background,
-        )
-        tenant = tenant_of(call.principal)
-        previous = str(request.get("previous_response_id") or "")
-        record = RequestRecord(
-            response_id=ids.new_response_id(_partition(request, previous)),
-            created_at=self.runtime.now(),
-            principal=call.principal,
-            request=request,
-            client_headers=dict(call.client_headers),
-            query_parameters=dict(call.query_parameters),
-            agent_reference=request.get("agent_reference"),
-        )
-        if previous:
-            row = await read_row(self.runtime.storage, partition_key(tenant, previous), previous)
-            if row is None or row.deleted:
-                raise PreviousResponseNotFound(previous)
-        return record, disposition, partition_key(tenant, record.response_id)
-
-    async def _accept(self, key: str, record: RequestRecord, disposition: Disposition) -> ResponseRow:
-        if self.runtime.settings.eager_start and self._background.has_room():
-            return await self._background.accept(key, record, disposition)
-        return await acceptance.accept(self.runtime, key, record, disposition)
-
-    # -- foreground -------------------------------------------------------------------------------------------------
-
-    def _start_foreground(self, key: str, record: RequestRecord, disposition: Disposition) -> ForegroundRun:
-        run = ForegroundRun(self.runtime, key, record, disposition)
-        self.runtime.running[record.response_id] = run
-        self.runtime.spawn(self._execute_foreground(run, record.response_id), f"run-{record.response_id}")
-        return run
-
-    async def _execute_foreground(self, run: ForegroundRun, response_id: str) -> None:
-        # The platform would end the whole process at its time limit, and with it this run (R13).
-        time_limit = asyncio.get_running_loop().call_later(self.runtime.settings.handover_after, run.hand_over)
-        try:
-            await run.execute()
-        finally:
-            time_limit.cancel()
-            self.runtime.running.pop(response_id, None)
-
-    async def _result(self, run: ForegroundRun, disconnected: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
-        """The run's result; a client that goes away meanwhile cancels it (B17)."""
-        result = asyncio.ensure_future(run.result())
-        while not result.done():
-            await asyncio.wait({result}, timeout=self.runtime.settings.disconnect_poll_interval)
-            if not result.done() and await disconnected():
-                run.disconnect()
-                break
-        return await result
-
-    async def _foreground_frames(self, run: ForegroundRun) -> AsyncGenerator[bytes]:
-        try:
-            async for frame in run.frames():
-                yield frame
-        finally:
-            # Whether the client went away or the stream is over: after the end it changes nothing.
-            run.disconnect()
-
-
-def _partition(request: Mapping[str, Any], previous: str) -> str:
-    """Where a new response lies: with its conversation, with its predecessor, or anywhere."""
-    conversation = request.get("conversation")
-    if conversation:
-        return ids.derived_partition(str(conversation["id"]) if isinstance(conversation, dict) else str(conversation))
-    return ids.partition_of(previous) if previous else ids.new_partition()

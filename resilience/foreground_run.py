@@ -27,14 +27,15 @@ from resilience.context import ResponseContext
 from resilience.dispatch import Disposition
 from resilience.handler_entry import answer_to, events_of
 from resilience.history import History
+from resilience.idempotency import RequestKey
 from resilience.outcome import terminal_frames
 from resilience.record import RequestRecord
 from resilience.retry import patiently
 from resilience.rows import first_row
+from resilience.run_entries import ForegroundEntry, close_run, open_foreground
 from resilience.runtime import Runtime
 from resilience.stamper import Ending, Stamper
 from storage.errors import AlreadyExists, StorageError, StorageUnavailable
-from storage.ledger import LedgerEntry
 from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.run")
@@ -43,15 +44,19 @@ _FRAMES_AHEAD = 64
 """Frames the handler may be ahead of the client."""
 
 
-def ledger_key(response_id: str) -> str:
-    """The ledger row of a run."""
-    return f"run-{response_id}"
-
-
 class ForegroundRun:
     """Executes one foreground response; `execute` is the engine's task, the readers are the endpoint's."""
 
-    def __init__(self, runtime: Runtime, key: str, record: RequestRecord, disposition: Disposition) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        key: str,
+        record: RequestRecord,
+        disposition: Disposition,
+        *,
+        entry: ForegroundEntry | None = None,
+        request_key: RequestKey | None = None,
+    ) -> None:
         self._runtime = runtime
         self._key = key
         self._record = record
@@ -75,12 +80,13 @@ class ForegroundRun:
         self._must_leave: asyncio.Future[None] = loop.create_future()
         self._recorded = loop.create_future() if self._stored else None
         self._muted = False
-        self._worker_id = ""
+        self._entry = entry
+        self._request_key = request_key
         self._last_sent = -1
 
     @property
     def worker_id(self) -> str:
-        return self._worker_id
+        return self._entry.worker_id if self._entry else ""
 
     def cancelled(self, row: ResponseRow) -> None:
         """A foreground run is not cancelled through its row: it has none."""
@@ -134,17 +140,7 @@ class ForegroundRun:
         if self._recorded is None:
             return
         try:
-            request = await self._runtime.storage.payloads.put(
-                self._key, self._record.response_id, "request", self._record.to_bytes()
-            )
-            self._request = request
-            located = {"record": request.inline} if request.inline is not None else {"record_blob": request.blob or ""}
-            entry = LedgerEntry(
-                ledger_key(self._record.response_id),
-                "foreground",
-                {"key": self._key, "id": self._record.response_id, **located},
-            )
-            self._worker_id = await self._runtime.worker.open(entry)
+            self._entry = self._entry or await open_foreground(self._runtime, self._key, self._record)
         except BaseException:
             self._recorded.cancel()
             raise
@@ -209,6 +205,7 @@ class ForegroundRun:
         else:
             _log.error("response %s: the handler failed", response_id, exc_info=error)
         if not self._stamper.begun:
+            await self._give_up_key()
             self._close_entry()
             await self._tell(answer_to(error))
             return
@@ -254,7 +251,9 @@ class ForegroundRun:
                 stored = await storage.payloads.put(
                     self._key, self._record.response_id, "snapshot", jsonio.dumps(snapshot)
                 )
-                row = first_row(self._key, self._record, self._disposition, self._request, status=snapshot["status"])
+                assert self._entry is not None  # opened before anything could end
+                request = self._entry.request
+                row = first_row(self._key, self._record, self._disposition, request, status=snapshot["status"])
                 error = snapshot.get("error")
                 row = replace(
                     row,
@@ -279,12 +278,20 @@ class ForegroundRun:
         snapshot: dict[str, Any] = jsonio.loads(await self._runtime.storage.payloads.get(row.snapshot))
         return snapshot
 
+    async def _give_up_key(self) -> None:
+        """Nothing will be stored that an idempotency key could stand for (I1)."""
+        if self._request_key is not None:
+            await self._request_key.release(self._record.response_id)
+
     def _close_entry(self) -> None:
-        if self._stored:
-            self._runtime.worker.close(self._worker_id, ledger_key(self._record.response_id))
+        if self._entry is not None:
+            close_run(self._runtime, self._entry.worker_id, self._record.response_id)
 
     async def _tell(self, error: Exception) -> None:
-        """Answer with an error instead of a response; on a stream it is one event, after those that were sent (B8)."""
+        """Answer with an error instead of a response; on a stream it is one event.
+
+        After those that were sent (B8).
+        """
         self._muted = True
         self._set_error(error)
         if self._record.request.get("stream") and not self._gone.done():

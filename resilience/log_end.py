@@ -1,4 +1,7 @@
-"""Where a log ends: its append position and the number of its last event, read from the tail of its newest segment."""
+"""Where a log ends: its append position and the number of its last event.
+
+Read from the tail of its newest segment.
+"""
 
 from dataclasses import dataclass
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from storage.clock import Clock
 from storage.driver import StorageDriver
+from storage.idempotency import IdempotencyKeys
 from storage.ledger import WorkerLedgers
 from storage.log import EventLog
 from storage.memory import MemoryDriver
@@ -144,6 +145,7 @@ class Storage:
     rows: ResponseRows
     payloads: Payloads
     ledger: WorkerLedgers
+    keys: IdempotencyKeys
     work: WorkQueue
     watch: WatchQueue
 
@@ -158,6 +160,7 @@ class Storage:
             rows=ResponseRows(driver, passed),
             payloads=Payloads(driver, passed),
             ledger=WorkerLedgers(driver, passed),
+            keys=IdempotencyKeys(driver, passed),
             work=WorkQueue(driver, passed),
             watch=WatchQueue(driver, passed),
         )

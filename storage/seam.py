@@ -54,6 +54,11 @@ class Operation(StrEnum):
     QUEUE_SEND_WATCH = "queue.send_watch"
     QUEUE_PUSH_WATCH = "queue.push_watch"
     QUEUE_DELETE_WATCH = "queue.delete_watch"
+    KEY_CLAIM = "key.claim"
+    KEY_READ = "key.read"
+    KEY_REPLACE = "key.replace"
+    KEY_RELEASE = "key.release"
+    KEY_TIME = "key.time"
     PING = "storage.ping"
 
 

@@ -41,7 +41,8 @@ type Handler = Callable[[Json, ResponseContext, asyncio.Event], Any]
 PRINCIPAL = "somebody"
 MAX_DEQUEUES = 5
 RECEIVED_AT_ONCE = 24
-QUEUE_POLL_SECONDS = 0.1
+QUEUE_POLL_SECONDS = (0.1, 1.0)
+"""From the first look after a message to the longest silence."""
 MESSAGE_VISIBILITY = 600.0
 PATIENCE = 120.0
 """Seconds (virtual ones cost nothing) that a test waits for something."""
@@ -374,14 +375,17 @@ class Host:
 
     async def _receive(self, queue: str) -> None:
         slots = asyncio.Semaphore(RECEIVED_AT_ONCE)
+        pause = QUEUE_POLL_SECONDS[0]
         while True:
             await slots.acquire()
             await self.passage()
             message = await self._driver.receive_message(queue, visibility=self.fleet.visibility)
             if message is None:
                 slots.release()
-                await asyncio.sleep(QUEUE_POLL_SECONDS)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, QUEUE_POLL_SECONDS[1])
                 continue
+            pause = QUEUE_POLL_SECONDS[0]
             self.received[queue] += 1
             task = self.spawn(self._invoke(queue, message), "invocation")
             self.invocations.add(task)
@@ -474,7 +478,7 @@ class Fleet:
         """The row as it stands."""
         return await read_row(self.storage, key_of(response_id, principal), response_id)
 
-    async def finished(self, response_id: str, principal: str = PRINCIPAL, seconds: float = PATIENCE) -> ResponseRow:
+    async def finished(self, response_id: str, principal: str = PRINCIPAL, *, seconds: float = PATIENCE) -> ResponseRow:
         """The row once it has an outcome and no host runs the response any more."""
 
         async def ended() -> ResponseRow | None:

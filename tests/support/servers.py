@@ -1,7 +1,9 @@
 """The app as processes: the real local host on a real emulator, alone or with HTTP and queues apart."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,6 +83,14 @@ def frames_of(data: bytes) -> list[bytes]:
 def events_of(data: bytes) -> list[dict[str, Any]]:
     """The events of a streamed body."""
     return [sse.decode(frame) for frame in frames_of(data)]
+
+
+async def eventually(condition: Callable[[], Awaitable[object]], what: str, seconds: float = 30) -> None:
+    """Wait until an asynchronous condition holds."""
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        await asyncio.sleep(0.05)
 
 
 async def frames_from(response: httpx.Response) -> AsyncIterator[bytes]:

@@ -21,12 +21,15 @@ START = 1_000.0
 EPOCH = 1_700_000_000.0
 """What the loop's zero is on the calendar."""
 
+LONGEST = 200_000.0
+"""Seconds after which a test that goes on is one that nothing but its own pollers keeps awake."""
+
 REAL_SECONDS_WITHOUT_TIMERS = 2.0
 """With no timer at all only another thread can wake the loop; so long it may take."""
 
 
 class NothingWillHappen(RuntimeError):
-    """Every task waits for something that no task, timer or thread will do."""
+    """The test waits for something that no task, timer or thread will do."""
 
     def __init__(self) -> None:
         super().__init__(self.__doc__)
@@ -41,6 +44,8 @@ class _JumpingSelector(selectors.DefaultSelector):
             return ready
         if timeout is not None:
             self.loop.jump(timeout)
+            if self.loop.time() > LONGEST:
+                raise NothingWillHappen
             return ready
         ready = super().select(REAL_SECONDS_WITHOUT_TIMERS)
         if not ready:

@@ -1,0 +1,264 @@
+"""Making a response: admitted, then run here in the foreground, or accepted for the background.
+
+Once per idempotency key.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from protocol import ids
+from protocol.errors import PreviousResponseNotFound, ResponseDeleted
+from protocol.response import strip_internal
+from resilience import acceptance
+from resilience.background_runs import BackgroundRuns
+from resilience.dispatch import Disposition, decide
+from resilience.foreground_run import ForegroundRun
+from resilience.idempotency import RequestKey
+from resilience.outcome import terminal_frames
+from resilience.ownership import has_log, read_row
+from resilience.placement import partition_key, tenant_of
+from resilience.record import RequestRecord
+from resilience.run_entries import ForegroundEntry, close_run, open_foreground
+from resilience.runtime import Runtime
+from resilience.snapshots import snapshot_of
+from storage.errors import AlreadyExists
+from storage.rows import ResponseRow
+
+_REMADE_AFTER = 2.0
+"""Seconds after which a background response that its key promises, and that is not there, is made again."""
+
+_LOOKED_AGAIN_AFTER = 5.0
+"""Seconds between two looks whether a key still stands for the foreground response that is waited for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A validated ``POST /responses``.
+
+    Attributes:
+        request: The body.
+        principal: Who sends it.
+        client_headers: Its ``x-client-*`` headers, names in lower case.
+        query_parameters: Its query.
+        idempotency_key: Its ``Idempotency-Key``, "" for none (I1).
+    """
+
+    request: dict[str, Any]
+    principal: str
+    client_headers: Mapping[str, str]
+    query_parameters: Mapping[str, str]
+    idempotency_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """A request that may become a response, and where that would lie."""
+
+    record: RequestRecord
+    disposition: Disposition
+    tenant: str
+    request_key: RequestKey | None
+
+    @property
+    def partition_key(self) -> str:
+        return partition_key(self.tenant, self.record.response_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """A background response that was recorded just now."""
+
+    row: ResponseRow
+    record: RequestRecord
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The response that an idempotency key stands for already."""
+
+    row: ResponseRow
+
+
+type _Made = ForegroundRun | _Accepted | _Known
+
+
+class Creation:
+    """Makes the responses of a process."""
+
+    def __init__(self, runtime: Runtime, background: BackgroundRuns) -> None:
+        self._runtime = runtime
+        self._background = background
+
+    async def answer(self, call: Call, disconnected: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
+        """The response for a client that does not stream: final in the foreground, accepted in the background."""
+        made = await self._make_once(await self._admit(call))
+        if isinstance(made, ForegroundRun):
+            return await self._result(made, disconnected)
+        if isinstance(made, _Known):
+            return strip_internal(await snapshot_of(self._runtime, _undeleted(made.row)))
+        # B10: whatever came of it meanwhile, this answer is about its acceptance.
+        return strip_internal(made.record.snapshot(self._runtime.app.options.default_model, made.row.status))
+
+    async def stream(self, call: Call) -> AsyncGenerator[bytes]:
+        """The frames of the response for a client that streams."""
+        made = await self._make_once(await self._admit(call))
+        if isinstance(made, ForegroundRun):
+            return _frames_of(made)
+        if isinstance(made, _Accepted) or has_log(_undeleted(made.row)):
+            return self._runtime.tails.follow(made.row, -1)
+        return _ended(await snapshot_of(self._runtime, made.row))
+
+    async def _admit(self, call: Call) -> _Admitted:
+        request = call.request
+        disposition = decide(
+            store=request.get("store") is not False,
+            background=bool(request.get("background")),
+            resilient_background=self._runtime.app.options.resilient_background,
+        )
+        tenant = tenant_of(call.principal)
+        previous = str(request.get("previous_response_id") or "")
+        record = RequestRecord(
+            response_id=ids.new_response_id(_partition(request, previous)),
+            created_at=self._runtime.now(),
+            principal=call.principal,
+            request=request,
+            client_headers=dict(call.client_headers),
+            query_parameters=dict(call.query_parameters),
+            agent_reference=request.get("agent_reference"),
+        )
+        if previous:
+            row = await read_row(self._runtime.storage, partition_key(tenant, previous), previous)
+            if row is None or row.deleted:
+                raise PreviousResponseNotFound(previous)
+        # What is not stored cannot be answered with again: there a key has nothing to stand for.
+        keyed = call.idempotency_key and disposition is not Disposition.TRANSIENT
+        key = RequestKey(self._runtime, tenant, call.idempotency_key, request) if keyed else None
+        return _Admitted(record, disposition, tenant, key)
+
+    async def _make_once(self, admitted: _Admitted) -> _Made:
+        if admitted.request_key is None:
+            return await self._make(admitted)
+        if admitted.disposition.runs_in_background:
+            return await self._accept_once(admitted, admitted.request_key)
+        return await self._run_once(admitted, admitted.request_key)
+
+    async def _make(self, admitted: _Admitted) -> _Made:
+        if not admitted.disposition.runs_in_background:
+            return self._start_foreground(admitted)
+        record = admitted.record
+        if self._runtime.settings.eager_start and self._background.has_room():
+            row = await self._background.accept(admitted.partition_key, record, admitted.disposition)
+        else:
+            row = await acceptance.accept(self._runtime, admitted.partition_key, record, admitted.disposition)
+        return _Accepted(row, record)
+
+    # -- with an idempotency key ------------------------------------------------------------------------------------
+
+    async def _accept_once(self, admitted: _Admitted, key: RequestKey) -> _Made:
+        """Whoever inserts the row made the response; the id is the claim's.
+
+        So that all try to insert the same one.
+        """
+        standing = await key.claim(admitted.record.response_id)
+        record = admitted.record if standing is None else replace(admitted.record, response_id=standing)
+        where = partition_key(admitted.tenant, record.response_id)
+        while True:
+            if standing is not None:
+                row = await key.row(where, record.response_id, patience=_REMADE_AFTER)
+                if row is not None:
+                    return _Known(row)
+            try:
+                row = await acceptance.accept_again(self._runtime, where, record, admitted.disposition)
+                return _Accepted(row, record)
+            except AlreadyExists:
+                standing = record.response_id
+
+    async def _run_once(self, admitted: _Admitted, key: RequestKey) -> _Made:
+        """The ledger's entry is older than the claim: a claim without a response always gets one, or is given up."""
+        while True:
+            entry = await open_foreground(self._runtime, admitted.partition_key, admitted.record)
+            won = False
+            try:
+                standing = await key.claim(admitted.record.response_id)
+                won = standing is None
+            finally:
+                if not won:
+                    close_run(self._runtime, entry.worker_id, admitted.record.response_id)
+            if standing is None:
+                return self._start_foreground(admitted, entry)
+            row = await self._await_foreground(admitted.tenant, key, standing)
+            if row is not None:
+                return _Known(row)
+
+    async def _await_foreground(self, tenant: str, key: RequestKey, response_id: str) -> ResponseRow | None:
+        """The row of a foreground response that another request is making; None if it came to nothing."""
+        while True:
+            row = await key.row(partition_key(tenant, response_id), response_id, patience=_LOOKED_AGAIN_AFTER)
+            if row is not None or not await key.stands_for(response_id):
+                return row
+
+    # -- in the foreground ------------------------------------------------------------------------------------------
+
+    def _start_foreground(self, admitted: _Admitted, entry: ForegroundEntry | None = None) -> ForegroundRun:
+        response_id = admitted.record.response_id
+        run = ForegroundRun(
+            self._runtime,
+            admitted.partition_key,
+            admitted.record,
+            admitted.disposition,
+            entry=entry,
+            request_key=admitted.request_key,
+        )
+        self._runtime.running[response_id] = run
+        self._runtime.spawn(self._execute(run, response_id), f"run-{response_id}")
+        return run
+
+    async def _execute(self, run: ForegroundRun, response_id: str) -> None:
+        # The platform would end the whole process at its time limit, and with it this run (R13).
+        time_limit = asyncio.get_running_loop().call_later(self._runtime.settings.handover_after, run.hand_over)
+        try:
+            await run.execute()
+        finally:
+            time_limit.cancel()
+            self._runtime.running.pop(response_id, None)
+
+    async def _result(self, run: ForegroundRun, disconnected: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
+        """The run's result; a client that goes away meanwhile cancels it (B17)."""
+        result = asyncio.ensure_future(run.result())
+        while not result.done():
+            await asyncio.wait({result}, timeout=self._runtime.settings.disconnect_poll_interval)
+            if not result.done() and await disconnected():
+                run.disconnect()
+                break
+        return await result
+
+
+async def _frames_of(run: ForegroundRun) -> AsyncGenerator[bytes]:
+    try:
+        async for frame in run.frames():
+            yield frame
+    finally:
+        # Whether the client went away or the stream is over: after the end it changes nothing.
+        run.disconnect()
+
+
+async def _ended(snapshot: dict[str, Any]) -> AsyncGenerator[bytes]:
+    """The shortest stream of a foreground response that has ended: it has no log to replay."""
+    for _, frame in terminal_frames(snapshot, -1):
+        yield frame
+
+
+def _undeleted(row: ResponseRow) -> ResponseRow:
+    if row.deleted:
+        raise ResponseDeleted(row.id)
+    return row
+
+
+def _partition(request: Mapping[str, Any], previous: str) -> str:
+    """Where a new response lies: with its conversation, with its predecessor, or anywhere."""
+    conversation = request.get("conversation")
+    if conversation:
+        return ids.derived_partition(str(conversation["id"]) if isinstance(conversation, dict) else str(conversation))
+    return ids.partition_of(previous) if previous else ids.new_partition()

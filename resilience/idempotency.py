@@ -1,0 +1,83 @@
+"""`Idempotency-Key`: the same key and body make one response, however often and wherever they are sent (I1).
+
+The key's row is claimed by insert, after the ledger's entry of a foreground run, before anything else of the
+response. Who finds it claimed answers with the state of the response that it stands for, and waits for a response
+that is still being made:
+
+- in the foreground its row appears at its end, or is written by whoever finds its worker dead, for its ledger entry
+  is older than the claim;
+- in the background a row that stays away means a crash between claim and record: the acceptance is made again, with
+  the same response id, and the insert of the row decides between any number of those who do.
+
+A claim lasts `KEY_LIFETIME`, by the storage service's clock. A foreground response that was refused before it began
+gives its claim
+up: it left nothing that could be answered with.
+"""
+
+import asyncio
+import hashlib
+from datetime import timedelta
+from typing import Any
+
+import orjson
+
+from protocol.errors import IdempotencyKeyReused
+from resilience.ownership import read_row
+from resilience.runtime import Runtime
+from storage.rows import ResponseRow
+
+KEY_LIFETIME = timedelta(hours=24)
+
+_FIRST_LOOK = 0.05
+_LAST_LOOK = 1.0
+"""Seconds between two looks for the response that a key stands for."""
+
+
+class RequestKey:
+    """The key of one request."""
+
+    def __init__(self, runtime: Runtime, tenant: str, key: str, request: dict[str, Any]) -> None:
+        self._keys = runtime.storage.keys
+        self._runtime = runtime
+        self._tenant = tenant
+        self._hash = hashlib.sha256(key.encode()).hexdigest()
+        body = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
+        self._body_hash = hashlib.sha256(body).hexdigest()
+
+    async def claim(self, response_id: str) -> str | None:
+        """Claim the key for a new response; None if that worked, else the id of the response it stands for.
+
+        Raises:
+            IdempotencyKeyReused: It stands for a request with another body.
+        """
+        while True:
+            standing = await self._keys.claim(self._tenant, self._hash, response_id, self._body_hash)
+            if standing is None:
+                return None
+            if await self._keys.service_time() - standing.claimed_at < KEY_LIFETIME:
+                if standing.body_hash != self._body_hash:
+                    raise IdempotencyKeyReused
+                return standing.response_id
+            if await self._keys.take_over(self._tenant, self._hash, standing, response_id, self._body_hash):
+                return None
+
+    async def release(self, response_id: str) -> None:
+        """Give the claim up: the response was never made."""
+        await self._keys.release(self._tenant, self._hash, response_id)
+
+    async def stands_for(self, response_id: str) -> bool:
+        """False once the claim was given up."""
+        standing = await self._keys.read(self._tenant, self._hash)
+        return standing is not None and standing.response_id == response_id
+
+    async def row(self, key: str, response_id: str, *, patience: float) -> ResponseRow | None:
+        """The response's row, waited for; None if it is not there after `patience` seconds."""
+        loop_time = asyncio.get_running_loop().time
+        give_up_at = loop_time() + patience
+        pause = _FIRST_LOOK
+        while True:
+            row = await read_row(self._runtime.storage, key, response_id)
+            if row is not None or loop_time() >= give_up_at:
+                return row
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LAST_LOOK)

@@ -1,0 +1,226 @@
+"""The three ways a worker stops, each played once with a response of every row in it.
+
+Path A: SIGTERM, and the handlers get to their end within the grace. Path B: SIGTERM, and the grace is too short for
+them. Path C: SIGKILL. The signal goes to the process that runs the background handlers and to an HTTP process that
+runs the foreground ones; another HTTP process and a successor of the worker stay. Every handler is in the middle of
+its last phase when the signal comes: two phases are done, half of the third is said.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+
+from protocol import sse
+from protocol.events import TERMINAL
+from protocol.response import TERMINAL_STATUSES
+from tests.support.host import FunctionHost, until
+from tests.support.servers import Deployment, body, events_of, frames_from, frames_of
+
+type Json = dict[str, Any]
+type Path_ = Literal["A", "B", "C"]
+
+AGENT = "tests.support.agents.phases:app"
+FRAGILE_AGENT = "tests.support.agents.phases:fragile_app"
+
+ROWS = ("1", "2", "3", "4", "11")
+PATHS = ("A", "B", "C")
+MODES = ("json", "stream")
+
+HANDLER_GRACE = {"A": 30.0, "B": 1.0, "C": 1.0}
+"""Seconds that a handler may go on after the signal."""
+HOST_GRACE = 45.0
+"""Seconds after which the host would end whatever still runs."""
+
+STAY_SECONDS = 60.0
+END_SECONDS = 60.0
+
+CLIENT_HEADERS = {"x-client-trace": "of the first entry"}
+QUERY = {"deployment": "blue"}
+
+
+class Journal:
+    """What the handlers wrote of themselves, whichever process they ran in."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def lines(self, what: str, **metadata: str) -> list[Json]:
+        """The lines of a kind, of the responses with that metadata."""
+        if not self.path.exists():
+            return []
+        lines = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [line for line in lines if line["what"] == what and metadata.items() <= line["metadata"].items()]
+
+    async def reached(self, what: str, count: int, seconds: float) -> None:
+        """Wait for so many lines of a kind."""
+        assert await until(lambda: len(self.lines(what)) >= count, seconds), f"only {len(self.lines(what))} {what}"
+
+
+@dataclass
+class Played:
+    """What became of one response, as its client and everybody else saw it.
+
+    Attributes:
+        response_id: its id, from the handler's own journal where the client was not told.
+        frames: what its client saw of the stream, on one connection or two.
+        connections: on how many.
+        answer: the answer to the POST of a client that does not stream, None if its connection broke.
+        got: GET, in the end, from the HTTP process that stayed.
+        input_items: the same of its input items.
+        entries: the handler's entries, as the handler noted them.
+    """
+
+    row: str
+    path: str
+    mode: str
+    response_id: str = ""
+    frames: list[bytes] = field(default_factory=list)
+    connections: int = 0
+    answer: httpx.Response | None = None
+    got: httpx.Response | None = None
+    input_items: httpx.Response | None = None
+    entries: list[Json] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}-{self.path}-{self.mode}"
+
+    @property
+    def background(self) -> bool:
+        return self.row in ("1", "2", "11")
+
+    @property
+    def stored(self) -> bool:
+        return self.row != "4"
+
+    @property
+    def events(self) -> list[Json]:
+        """What its client saw."""
+        return [sse.decode(frame) for frame in self.frames]
+
+    @property
+    def whole(self) -> bool:
+        """Whether its client saw the end of the stream."""
+        return bool(self.frames) and sse.event_type(self.frames[-1]) in TERMINAL
+
+    def request(self) -> Json:
+        """Two phases and a half before the signal; the last one ends after it only where the path says so."""
+        script = {
+            "checkpoints": self.row != "1",
+            "stay_in": 2,
+            "on_shutdown": "finish" if self.path == "A" else "ignore",
+        }
+        return body(
+            script,
+            store=self.stored,
+            background=self.background,
+            stream=self.mode == "stream",
+            metadata={"cell": self.name},
+        )
+
+
+def markers(response: Json) -> list[str]:
+    """The texts of a response's output: which lifetime did which phase."""
+    return ["".join(part["text"] for part in item["content"]) for item in response["output"]]
+
+
+@dataclass
+class Stage:
+    """The processes of one path."""
+
+    made: Deployment
+    path: str
+    staying: FunctionHost
+    leaving: FunctionHost
+    worker: FunctionHost
+
+    @classmethod
+    async def build(cls, made: Deployment, path: str) -> "Stage":
+        """Two HTTP processes and a worker; the leaving one's responses are not resilient (row 2)."""
+        grace = ["--grace", str(HOST_GRACE)]
+        staying, leaving, worker = await asyncio.gather(
+            made.start("--only", "http", RESPONSES_AGENT=AGENT),
+            made.start("--only", "http", *grace, RESPONSES_AGENT=FRAGILE_AGENT),
+            made.start("--only", "queue", *grace, RESPONSES_AGENT=AGENT),
+        )
+        return cls(made, path, staying, leaving, worker)
+
+    def signal(self) -> None:
+        """Tell, or kill, the worker and the leaving HTTP process."""
+        for host in (self.worker, self.leaving):
+            host.kill() if self.path == "C" else host.terminate()
+
+
+async def play(made: Deployment, path: str, journal: Journal) -> dict[str, Played]:
+    """Play a path to the end of every response; what was seen of each, by its name `row-path-mode`."""
+    played = [Played(row, path, mode) for row in ROWS for mode in MODES]
+    stage = await Stage.build(made, path)
+    timeout = httpx.Timeout(90)
+    async with (
+        httpx.AsyncClient(base_url=stage.staying.base_url, timeout=timeout) as staying,
+        httpx.AsyncClient(base_url=stage.leaving.base_url, timeout=timeout) as leaving,
+    ):
+        clients = [
+            asyncio.create_task(_follow(each, staying if each.row in ("1", "11") else leaving, staying, journal))
+            for each in played
+        ]
+        await journal.reached("staying", len(played), STAY_SECONDS)
+        await made.start("--only", "queue", RESPONSES_AGENT=AGENT)
+        stage.signal()
+        await asyncio.wait_for(asyncio.gather(*clients), END_SECONDS)
+        if path != "C":
+            assert await stage.worker.wait_ended() == 0
+            assert await stage.leaving.wait_ended() == 0
+        for each in played:
+            each.entries = journal.lines("entered", cell=each.name)
+    return {each.name: each for each in played}
+
+
+async def _follow(
+    played: Played, first: httpx.AsyncClient, other: httpx.AsyncClient, journal: Journal
+) -> None:
+    """One client: it asks one process, and goes on with another one when its connection breaks."""
+    request = played.request()
+    more: Json = {"json": request, "params": QUERY, "headers": CLIENT_HEADERS}
+    try:
+        if played.mode == "stream":
+            async with first.stream("POST", "/responses", **more) as answer:
+                assert answer.status_code == 200
+                played.connections += 1
+                async for frame in frames_from(answer):
+                    played.frames.append(frame)
+        else:
+            played.answer = await first.post("/responses", **more)
+            played.connections += 1
+    except httpx.TransportError:
+        pass
+    told = played.answer is not None and played.answer.json()["id"]
+    played.response_id = told or journal.lines("entered", cell=played.name)[0]["response_id"]
+    path = f"/responses/{played.response_id}"
+    if played.background and played.mode == "stream" and not played.whole:
+        last = sse.sequence_of(played.frames[-1])
+        answer = await other.get(path, params={"stream": "true", "starting_after": last})
+        played.connections += 1
+        played.frames += frames_of(answer.content)
+    played.got = await _ended(other, path, lambda got: got.status_code == 404 and not played.stored)
+    played.input_items = await other.get(f"{path}/input_items")
+
+
+async def _ended(client: httpx.AsyncClient, path: str, enough: Callable[[httpx.Response], bool]) -> httpx.Response:
+    """GET until it has a terminal status."""
+    deadline = time.monotonic() + END_SECONDS
+    while True:
+        got = await client.get(path)
+        if enough(got) or (got.status_code == 200 and got.json()["status"] in TERMINAL_STATUSES):
+            return got
+        assert time.monotonic() < deadline, f"{path}: {got.status_code} {got.text}"
+        await asyncio.sleep(0.1)
+
+
+__all__ = ["Journal", "Played", "events_of", "markers", "play"]
