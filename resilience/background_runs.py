@@ -125,6 +125,10 @@ class BackgroundRuns:
         """
         await self._run(key, response_id, None)
 
+    async def clean_up(self, key: str, response_id: str) -> None:
+        """Complete a deletion that was interrupted (V10)."""
+        await remove_blobs(self._runtime, key, response_id)
+
     async def give_up(self, key: str, response_id: str) -> None:
         """Fail a response whose start message failed too often, unless somebody runs it (R5)."""
         await self._run(key, response_id, ATTEMPTS_EXHAUSTED)

@@ -1,6 +1,6 @@
 """Deleting a response: its row becomes a marker, everything beside it goes (V10).
 
-A start message is sent before: whoever receives it and meets the marker deletes what a crash in between left behind.
+A cleanup message is sent before: whoever receives it and meets the marker deletes what a crash in between left behind.
 """
 
 from dataclasses import replace
@@ -30,7 +30,7 @@ async def delete(runtime: Runtime, key: str, response_id: str) -> None:
         raise ResponseNotFound(response_id)
     if row.status not in TERMINAL_STATUSES:
         raise CannotDeleteInFlight
-    await runtime.storage.work.send_start(tenant_in(key), response_id, delay=_CLEAN_UP_DELAY)
+    await runtime.storage.work.send_cleanup(tenant_in(key), response_id, delay=_CLEAN_UP_DELAY)
     try:
         await replace_row(runtime.storage, _marker(row), runtime.settings.finish_patience)
     except OwnershipLost as lost:  # deleted by another at this moment

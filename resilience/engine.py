@@ -147,7 +147,10 @@ class Engine:
         except (MalformedMessage, ValueError):
             _log.error("a start message that is none was dropped")
             return
-        await self._background.run(key, message.id)
+        if message.cleanup:
+            await self._background.clean_up(key, message.id)
+        else:
+            await self._background.run(key, message.id)
 
     async def watch_message(self, text: str) -> None:
         """A watch message: its worker has stopped pushing.

@@ -1,8 +1,8 @@
 """Wake-up hints: start this run, this worker has stopped.
 
-Format: queue `responses-work` holds `{"v":1,"tenant":…,"id":…}`, queue `responses-watch` `{"v":1,"worker":…}`, both in
-base64 on the wire, as the queue trigger of Functions reads them. Messages never expire. A message is never the truth:
-whoever receives one looks at the row or the ledger.
+Format: queue `responses-work` holds `{"v":1,"tenant":…,"id":…}`, with `"cleanup":true` after a deletion; queue
+`responses-watch` holds `{"v":1,"worker":…}`; both base64 on the wire, as the queue trigger of Functions reads them. Messages
+never expire. A message is never the truth: whoever receives one looks at the row or the ledger.
 """
 
 from dataclasses import dataclass
@@ -26,10 +26,11 @@ class MalformedMessage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class StartMessage:
-    """Start or continue the run of this response."""
+    """Start or continue the run of this response; with `cleanup`, complete its deletion."""
 
     tenant: str
     id: str
+    cleanup: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class WatchMessage:
 def parse_start(text: str) -> StartMessage:
     """Raises `MalformedMessage`."""
     fields = _fields(text, "tenant", "id")
-    return StartMessage(fields["tenant"], fields["id"])
+    return StartMessage(fields["tenant"], fields["id"], cleanup=fields.get("cleanup") is True)
 
 
 def parse_watch(text: str) -> WatchMessage:
@@ -50,7 +51,7 @@ def parse_watch(text: str) -> WatchMessage:
     return WatchMessage(_fields(text, "worker")["worker"])
 
 
-def _fields(text: str, *names: str) -> dict[str, str]:
+def _fields(text: str, *names: str) -> dict[str, Any]:
     try:
         message: Any = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -59,7 +60,7 @@ def _fields(text: str, *names: str) -> dict[str, str]:
         raise MalformedMessage(text)
     if not all(isinstance(message.get(name), str) and message[name] for name in names):
         raise MalformedMessage(text)
-    return {name: message[name] for name in names}
+    return message
 
 
 class WorkQueue:
@@ -69,7 +70,14 @@ class WorkQueue:
 
     async def send_start(self, tenant: str, response_id: str, *, delay: float = 0) -> None:
         """Ask for a run, visible after `delay` seconds."""
-        text = orjson.dumps({"v": MESSAGE_VERSION, "tenant": tenant, "id": response_id}).decode()
+        await self._send({"tenant": tenant, "id": response_id}, delay)
+
+    async def send_cleanup(self, tenant: str, response_id: str, *, delay: float = 0) -> None:
+        """Ask for the rest of a deletion, should there be one after `delay` seconds."""
+        await self._send({"tenant": tenant, "id": response_id, "cleanup": True}, delay)
+
+    async def _send(self, fields: dict[str, Any], delay: float) -> None:
+        text = orjson.dumps({"v": MESSAGE_VERSION, **fields}).decode()
         await self._seam.run(Operation.QUEUE_SEND_START, self._driver.send_message(WORK_QUEUE, text, delay=delay))
 
 

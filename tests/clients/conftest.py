@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncIterator, Iterator
 
+import httpx
 import pytest
 from openai import AsyncOpenAI
 
+from tests.clients.judge import Judge
 from tests.support.azurite import AzuriteServer
 from tests.support.servers import Deployment, deployment
 
@@ -27,7 +29,20 @@ def base_url(clients_deployment: Deployment) -> str:
 
 
 @pytest.fixture
-async def transport(base_url: str) -> AsyncIterator[AsyncOpenAI]:
-    """The client that the frameworks below speak through."""
-    async with AsyncOpenAI(base_url=base_url, api_key="local", max_retries=0) as made:
+async def judge() -> AsyncIterator[Judge]:
+    """The wire under a client; whatever a test does with the client, all that came over it was strictly right."""
+    made = Judge()
+    yield made
+    made.check()
+
+
+@pytest.fixture
+async def http_client(judge: Judge) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=judge, timeout=60) as made:
         yield made
+
+
+@pytest.fixture
+def openai_client(base_url: str, http_client: httpx.AsyncClient) -> AsyncOpenAI:
+    """What the frameworks speak through."""
+    return AsyncOpenAI(base_url=base_url, api_key="local", max_retries=0, http_client=http_client)

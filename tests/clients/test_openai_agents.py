@@ -37,8 +37,8 @@ def get_weather(city: str) -> str:
 
 
 @pytest.fixture
-def model(transport: AsyncOpenAI) -> OpenAIResponsesModel:
-    return OpenAIResponsesModel(model="m", openai_client=transport)
+def model(openai_client: AsyncOpenAI) -> OpenAIResponsesModel:
+    return OpenAIResponsesModel(model="m", openai_client=openai_client)
 
 
 @pytest.fixture

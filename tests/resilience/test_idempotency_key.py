@@ -13,7 +13,7 @@ from resilience.idempotency import RequestKey
 from resilience.placement import partition_key, tenant_of
 from storage.connection import Storage
 from tests.support.azurite import AzuriteServer
-from tests.support.servers import Deployment, body, deployment, eventually, events_of
+from tests.support.servers import Deployment, body, deployment, events_of, eventually
 
 FLAGS: list[dict[str, bool]] = [{}, {"stream": True}, {"background": True}, {"background": True, "stream": True}]
 

@@ -29,7 +29,7 @@ from resilience.placement import partition_key, tenant_of
 from resilience.worker import PusherFactory, ThreadPusher, WatchPusher
 from storage.connection import Storage
 from storage.driver import WATCH_QUEUE, WORK_QUEUE, QueueMessage, QueueReceipt, StorageDriver
-from storage.errors import NotFound, PreconditionFailed, StorageError, StorageRejected
+from storage.errors import NotFound, PreconditionFailed, StorageError, StorageRejected, StorageUnavailable
 from storage.memory import MemoryDriver
 from storage.rows import ResponseRow
 from storage.seam import Moment, Seam
@@ -189,6 +189,7 @@ class Host:
         options: ResponsesServerOptions,
         settings: EngineSettings,
         pusher: PusherFactory | None,
+        line: "Callable[[StorageDriver], StorageDriver]",
     ) -> None:
         self.fleet = fleet
         self.name = name
@@ -202,17 +203,19 @@ class Host:
         """What invocations raised."""
         self.poisoned: list[str] = []
         self.invocations: set[asyncio.Task[None]] = set()
+        self._receivers: list[asyncio.Task[None]] = []
         self._driver = driver
         self._seam = Seam()
         self._seam.hooks.append(self._gate)
         self._running = asyncio.Event()
         self._running.set()
         self._crash_point: tuple[int, Moment] | None = None
+        self._fault: tuple[range, Moment] | None = None
         # Calls overlap, but not those of one task.
         self._numbers: dict[asyncio.Task[Any] | None, int] = {}
         self._context = contextvars.copy_context()
         self._context.run(_host.set, self)
-        self.storage = Storage.over(driver, self._seam)
+        self.storage = Storage.over(line(driver), self._seam)
         app = ResponsesApp(options)
         app.response_handler(self._handle)
         self.engine = Engine(
@@ -246,6 +249,8 @@ class Host:
         if self._crash_point == (self._numbers[task], moment):
             self.fleet.kill(self)
         await self.passage()
+        if self._fault is not None and self._numbers[task] in self._fault[0] and moment == self._fault[1]:
+            raise StorageUnavailable
 
     async def passage(self) -> None:
         """Returns when this host may go on; never if it is dead."""
@@ -257,6 +262,10 @@ class Host:
     def crash_at(self, call: int, moment: Moment) -> None:
         """Kill this host right before its `call`-th storage call (from 1), or right after it was carried out."""
         self._crash_point = (call, moment)
+
+    def fail_at(self, call: int, moment: Moment, times: int = 1) -> None:
+        """Make so many storage calls fail from the `call`-th on: not reached (`before`), or the reply lost (`after`)."""
+        self._fault = range(call, call + times), moment
 
     def pause(self) -> None:
         """Stop it as SIGSTOP would: nothing of it reaches storage until `resume`."""
@@ -357,8 +366,13 @@ class Host:
     def serve_queues(self, *queues: str) -> Self:
         """Begin to receive messages (of both queues, unless told otherwise)."""
         for queue in queues or (WORK_QUEUE, WATCH_QUEUE):
-            self.spawn(self._receive(queue), queue)
+            self._receivers.append(self.spawn(self._receive(queue), queue))
         return self
+
+    def stop_serving(self) -> None:
+        """Receive no more messages; what was received goes on."""
+        for receiver in self._receivers:
+            receiver.cancel()
 
     def serve_timer(self, interval: float = 60.0) -> Self:
         """Begin to call the timer function."""
@@ -455,9 +469,10 @@ class Fleet:
         resilient: bool = True,
         queues: bool = True,
         options: ResponsesServerOptions | None = None,
+        line: Callable[[StorageDriver], StorageDriver] = lambda driver: driver,
         **settings: Any,
     ) -> Host:
-        """One more process; `settings` are those of `EngineSettings`."""
+        """One more process; `settings` are those of `EngineSettings`, `line` may lie between engine and storage."""
         made = Host(
             self,
             name or f"host{len(self.hosts)}",
@@ -465,6 +480,7 @@ class Fleet:
             options or ResponsesServerOptions(resilient_background=resilient),
             EngineSettings(**settings),
             ThreadPusher if self._real_time else None,
+            line,
         )
         self.hosts.append(made)
         return made.serve_queues() if queues else made
@@ -560,3 +576,33 @@ def _call(body: Json, principal: str, headers: Mapping[str, str] | None, query: 
 
 async def _stays_connected() -> bool:
     return False
+
+
+class Doubling:
+    """A line on which the reply to one write is lost and the client repeats it: it is carried out twice.
+
+    The second answer is the one that counts. A driver for one host; reads pass.
+    """
+
+    WRITES = frozenset(
+        """create_append_blob append_block acquire_lease break_lease release_lease upload_blob
+        delete_blob insert_entity update_entity delete_entity transact send_message delete_message""".split()
+    )
+
+    def __init__(self, inner: StorageDriver, write: int) -> None:
+        self.writes: list[str] = []
+        self._inner = inner
+        self._write = write
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._inner, name)
+        return self._doubled(name, call) if name in self.WRITES else call
+
+    def _doubled(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        async def twice(*arguments: Any, **options: Any) -> Any:
+            self.writes.append(name)
+            if len(self.writes) == self._write:
+                await call(*arguments, **options)
+            return await call(*arguments, **options)
+
+        return twice

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 
@@ -20,10 +20,9 @@ from protocol import sse
 from protocol.events import TERMINAL
 from protocol.response import TERMINAL_STATUSES
 from tests.support.host import FunctionHost, until
-from tests.support.servers import Deployment, body, events_of, frames_from, frames_of
+from tests.support.servers import Deployment, body, frames_from, frames_of
 
 type Json = dict[str, Any]
-type Path_ = Literal["A", "B", "C"]
 
 AGENT = "tests.support.agents.phases:app"
 FRAGILE_AGENT = "tests.support.agents.phases:fragile_app"
@@ -36,6 +35,18 @@ HANDLER_GRACE = {"A": 30.0, "B": 1.0, "C": 1.0}
 """Seconds that a handler may go on after the signal."""
 HOST_GRACE = 45.0
 """Seconds after which the host would end whatever still runs."""
+
+BEGUN = ("response.created", "response.in_progress")
+HALF_PHASE = ("response.output_item.added", "response.content_part.added", "response.output_text.delta")
+PHASE = (
+    *HALF_PHASE,
+    "response.output_text.delta",
+    "response.output_text.done",
+    "response.content_part.done",
+    "response.output_item.done",
+)
+BEFORE_SIGNAL = (*BEGUN, *PHASE, *PHASE, *HALF_PHASE)
+"""The types of the events that every stream has had when the signal comes."""
 
 STAY_SECONDS = 60.0
 END_SECONDS = 60.0
@@ -109,6 +120,11 @@ class Played:
         """Whether its client saw the end of the stream."""
         return bool(self.frames) and sse.event_type(self.frames[-1]) in TERMINAL
 
+    @property
+    def stays(self) -> bool:
+        """Whether its client has seen all that its first entry says before the signal."""
+        return self.mode == "json" or len(self.frames) >= len(BEFORE_SIGNAL)
+
     def request(self) -> Json:
         """Two phases and a half before the signal; the last one ends after it only where the path says so."""
         script = {
@@ -131,10 +147,24 @@ def markers(response: Json) -> list[str]:
 
 
 @dataclass
-class Stage:
-    """The processes of one path."""
+class Scene:
+    """A path after it was played.
 
-    made: Deployment
+    Attributes:
+        worker: process id of the worker that got the signal.
+        successor: of the one that did not.
+        played: what was seen of each response, by its name `row-path-mode`.
+    """
+
+    worker: int
+    successor: int
+    played: dict[str, Played]
+
+
+@dataclass
+class Stage:
+    """The processes of one path, without the worker's successor."""
+
     path: str
     staying: FunctionHost
     leaving: FunctionHost
@@ -149,7 +179,7 @@ class Stage:
             made.start("--only", "http", *grace, RESPONSES_AGENT=FRAGILE_AGENT),
             made.start("--only", "queue", *grace, RESPONSES_AGENT=AGENT),
         )
-        return cls(made, path, staying, leaving, worker)
+        return cls(path, staying, leaving, worker)
 
     def signal(self) -> None:
         """Tell, or kill, the worker and the leaving HTTP process."""
@@ -157,8 +187,8 @@ class Stage:
             host.kill() if self.path == "C" else host.terminate()
 
 
-async def play(made: Deployment, path: str, journal: Journal) -> dict[str, Played]:
-    """Play a path to the end of every response; what was seen of each, by its name `row-path-mode`."""
+async def play(made: Deployment, path: str, journal: Journal) -> Scene:
+    """Play a path to the end of every response."""
     played = [Played(row, path, mode) for row in ROWS for mode in MODES]
     stage = await Stage.build(made, path)
     timeout = httpx.Timeout(90)
@@ -171,7 +201,8 @@ async def play(made: Deployment, path: str, journal: Journal) -> dict[str, Playe
             for each in played
         ]
         await journal.reached("staying", len(played), STAY_SECONDS)
-        await made.start("--only", "queue", RESPONSES_AGENT=AGENT)
+        assert await until(lambda: all(each.stays for each in played), STAY_SECONDS)
+        successor = await made.start("--only", "queue", RESPONSES_AGENT=AGENT)
         stage.signal()
         await asyncio.wait_for(asyncio.gather(*clients), END_SECONDS)
         if path != "C":
@@ -179,12 +210,10 @@ async def play(made: Deployment, path: str, journal: Journal) -> dict[str, Playe
             assert await stage.leaving.wait_ended() == 0
         for each in played:
             each.entries = journal.lines("entered", cell=each.name)
-    return {each.name: each for each in played}
+    return Scene(stage.worker.pid, successor.pid, {each.name: each for each in played})
 
 
-async def _follow(
-    played: Played, first: httpx.AsyncClient, other: httpx.AsyncClient, journal: Journal
-) -> None:
+async def _follow(played: Played, first: httpx.AsyncClient, other: httpx.AsyncClient, journal: Journal) -> None:
     """One client: it asks one process, and goes on with another one when its connection breaks."""
     request = played.request()
     more: Json = {"json": request, "params": QUERY, "headers": CLIENT_HEADERS}
@@ -221,6 +250,3 @@ async def _ended(client: httpx.AsyncClient, path: str, enough: Callable[[httpx.R
             return got
         assert time.monotonic() < deadline, f"{path}: {got.status_code} {got.text}"
         await asyncio.sleep(0.1)
-
-
-__all__ = ["Journal", "Played", "events_of", "markers", "play"]

@@ -38,7 +38,8 @@ async def handler(
     request: CreateResponse, context: ResponseContext, cancellation_signal: asyncio.Event
 ) -> AsyncGenerator[Event]:
     """Answer one request."""
-    events = _own(request, context, await context.get_input_text())
+    items = await context.get_input_items()
+    events = _own(request, context, agent.text_of(items[-1]) if items else "")
     if events is None:
         async for event in agent.handler(request, context, cancellation_signal):
             yield event

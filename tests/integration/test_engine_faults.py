@@ -1,0 +1,369 @@
+"""Storage that does not answer: before it did what was asked, or after. Each call of a life in turn, once or twice.
+
+A single fault never costs a response its outcome or a handler another entry: nobody died, no lease was lost (V7).
+"""
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from protocol.errors import ApiError
+from storage.driver import StorageDriver
+from storage.errors import StorageError, StorageUnavailable
+from storage.seam import Fault, Moment
+from tests.support.engines import PRINCIPAL, Doubling, Fleet, Host, background, fleet, until
+from tests.support.handlers import Teller, entry_of, text_of
+from tests.support.invariants import check_nothing_recorded, check_response
+from tests.support.virtual_time import VirtualTimeLoop
+
+EVENT_LOOP = VirtualTimeLoop
+
+MOMENTS: tuple[Moment, ...] = ("before", "after")
+
+MODES: dict[str, dict[str, Any]] = {
+    "c1": {"background": False, "stream": False},
+    "c2": {"background": False, "stream": True},
+    "c3": {"background": True, "stream": False},
+    "c4": {"background": True, "stream": True},
+}
+
+LIVES = [
+    ("c1", False, True),
+    ("c2", False, True),
+    *((mode, eager, resilient) for mode in ("c3", "c4") for eager in (False, True) for resilient in (True, False)),
+]
+NAMES = [f"{mode}-{'eager' if eager else 'queued'}-{'row1' if row1 else 'row2'}" for mode, eager, row1 in LIVES]
+
+
+async def life(hosts: Fleet, host: Host, mode: str) -> None:
+    """Ask, wait for the end, check that nothing shows of what happened; or a refusal, and nothing is there."""
+    flags = MODES[mode]
+    body = {"model": "m", "input": "hello", "background": flags["background"]}
+    frames: list[bytes] = []
+    try:
+        if flags["stream"]:
+            reader = await host.stream(body)
+            frames = await reader.whole()
+            if reader.types == ["error"]:
+                raise StorageUnavailable
+            response_id = await reader.response_id()
+        else:
+            response_id = (await host.create(body))["id"]
+    except (StorageError, ApiError) as error:
+        assert isinstance(error, StorageUnavailable) or getattr(error, "status", 0) >= 500, repr(error)
+        await hosts.quiet()
+        await check_nothing_recorded(hosts.storage, PRINCIPAL)
+        for response_id, entries in hosts.entries.items():
+            assert not flags["background"], f"{response_id} was refused and ran {len(entries)} times"
+        return
+    row = await hosts.finished(response_id, seconds=600)
+    stored = await check_response(
+        hosts.storage,
+        PRINCIPAL,
+        response_id,
+        seen=[frames],
+        entries=len(hosts.entries[response_id]),
+        generation_of=entry_of,
+    )
+    assert row.status == "completed", f"{row.status}: {(stored.snapshot or {}).get('error')}"
+    assert text_of(stored.snapshot or {}) == "e1n0 e1n1 e1n2 "
+    assert await hosts.ids() == [response_id], "there is another record"
+    await hosts.quiet()
+
+
+async def calls_of(mode: str, **settings: Any) -> list[str]:
+    async with fleet(Teller(3, pause=0.3)) as hosts:
+        host = hosts.host(**settings)
+        await life(hosts, host, mode)
+        return list(host.calls)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("mode", "eager", "resilient"), LIVES, ids=NAMES)
+async def test_a_fault_of_any_storage_call_does_not_show(
+    mode: str, eager: bool, resilient: bool, times: int, moment: Moment
+) -> None:
+    settings: dict[str, Any] = {"eager_start": eager, "resilient": resilient}
+    wrong = []
+    for number, name in enumerate(await calls_of(mode, **settings), start=1):
+        async with fleet(Teller(3, pause=0.3)) as hosts:
+            host = hosts.host(**settings)
+            hosts.host(queues=False).serve_timer().serve_queues("responses-watch")
+            host.fail_at(number, moment, times)
+            try:
+                await life(hosts, host, mode)
+            except Exception as error:
+                wrong.append(f"{moment} call {number}, {name}: {type(error).__name__}: {error} ({host.calls})")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("mode", "eager", "resilient"), LIVES, ids=NAMES)
+async def test_a_message_that_a_fault_gave_back_may_come_to_another_host(
+    mode: str, eager: bool, resilient: bool
+) -> None:
+    """The function fails, the queue shows the message again, and the one who gets it finds a claim half made."""
+    if eager or not MODES[mode]["background"]:
+        pytest.skip("no claim through the queue")
+    wrong = []
+    for number, name in enumerate(await calls_of(mode, resilient=resilient), start=1):
+        for moment in MOMENTS:
+            async with fleet(Teller(3, pause=0.3)) as hosts:
+                api = hosts.host(queues=False, resilient=resilient)
+                first = hosts.host(resilient=resilient)
+                first.fail_at(number, moment)
+                # It is busy with something else too, and so stays alive in its ledger.
+                busy = await first.create({"input": "hi", "background": False})
+                del busy
+
+                async def swap(first: Host = first, hosts: Fleet = hosts) -> None:
+                    await until(lambda: first.failures, seconds=10)
+                    first.stop_serving()
+                    hosts.host(resilient=resilient).serve_timer()
+
+                swapping = asyncio.create_task(swap())
+                try:
+                    body = background()
+                    if MODES[mode]["stream"]:
+                        reader = await api.stream(body)
+                        response_id = await reader.response_id()
+                    else:
+                        response_id = (await api.create(body))["id"]
+                    row = await hosts.finished(response_id, seconds=300)
+                    assert row.status == "completed", row.status
+                    await check_response(hosts.storage, PRINCIPAL, response_id, entries=len(hosts.entries[response_id]))
+                except AssertionError as error:
+                    wrong.append(f"{moment} call {number}, {name}: {error} ({first.calls})")
+                finally:
+                    swapping.cancel()
+                    await asyncio.wait({swapping})
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("mode", "eager", "resilient"), LIVES, ids=NAMES)
+async def test_a_write_that_the_client_repeated_counts_once(mode: str, eager: bool, resilient: bool) -> None:
+    """The storage client retries by itself: its second try meets what the first one did."""
+    settings: dict[str, Any] = {"eager_start": eager, "resilient": resilient}
+    wrong = []
+    number = 0
+    reached = True
+    while reached:
+        number += 1
+        async with fleet(Teller(3, pause=0.3)) as hosts:
+            lines: list[Doubling] = []
+
+            def line(driver: StorageDriver, number: int = number, lines: list[Doubling] = lines) -> StorageDriver:
+                lines.append(Doubling(driver, number))
+                return cast("StorageDriver", lines[0])
+
+            host = hosts.host(line=line, **settings)
+            hosts.host(queues=False).serve_timer().serve_queues("responses-watch")
+            try:
+                await life(hosts, host, mode)
+            except Exception as error:
+                wrong.append(f"write {number} of {lines[0].writes}: {type(error).__name__}: {error}")
+            reached = len(lines[0].writes) >= number
+    assert number > 3
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("mode", ["c1", "c2", "c3", "c4"])
+@pytest.mark.parametrize("eager", [False, True])
+async def test_an_account_that_does_not_answer_refuses_and_records_nothing(mode: str, eager: bool) -> None:
+    """R1: never just in memory instead."""
+    async with fleet(Teller(3)) as hosts:
+        host = hosts.host(eager_start=eager)
+        outage = host.seam.inject(Fault(operation="*", kind="before"))
+        body = {"input": "hi", "background": MODES[mode]["background"]}
+        if mode == "c2":
+            reader = await host.stream(body)
+            await reader.whole()
+            assert reader.types == ["error"]
+            assert reader.events[0]["sequence_number"] == 0
+        elif mode == "c1":
+            with pytest.raises((StorageUnavailable, ApiError)) as refused:
+                await host.create(body)
+            assert getattr(refused.value, "status", 500) >= 500
+        else:
+            with pytest.raises(StorageUnavailable):
+                await (host.stream if mode == "c4" else host.create)(body)
+            assert not hosts.entries
+        outage.remove()
+        await hosts.quiet()
+        await check_nothing_recorded(hosts.storage, PRINCIPAL)
+        assert not host.engine.runtime.running
+        response = await host.create({"input": "again"})
+        assert response["status"] == "completed"
+
+
+async def test_a_foreground_stream_that_cannot_be_recorded_is_one_error_event_numbered_zero() -> None:
+    """W4: what the handler said meanwhile was never sent, so it takes no number."""
+    async with fleet(Teller(3)) as hosts:
+        host = hosts.host()
+        host.seam.inject(Fault(operation="ledger.begin", kind="delay", delay=2.0))
+        host.seam.inject(Fault(operation="ledger.begin", kind="before"))
+        reader = await host.stream({"input": "hi"})
+        await reader.whole()
+        assert reader.types == ["error"]
+        assert reader.events[0]["sequence_number"] == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["before", "after"])
+async def test_an_outage_at_the_end_shorter_than_patience_is_only_a_delay(stream: bool, kind: Any) -> None:
+    """R14."""
+    async with fleet(Teller(3, pause=0.5)) as hosts:
+        host = hosts.host()
+        reader = await host.stream(background()) if stream else None
+        response_id = await reader.response_id() if reader else (await host.create(background()))["id"]
+        await until(lambda: hosts.entries[response_id])
+        await asyncio.sleep(0.7)
+        outage = host.seam.inject(Fault(operation="row.*", kind=kind))
+        await asyncio.sleep(15)
+        outage.remove()
+        assert (await hosts.finished(response_id)).status == "completed"
+        seen = [await reader.whole()] if reader else []
+        await check_response(hosts.storage, PRINCIPAL, response_id, seen=seen, entries=len(hosts.entries[response_id]))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["before", "after"])
+async def test_an_outage_at_the_end_longer_than_patience_is_a_storage_error(stream: bool, kind: Any) -> None:
+    """R14: never stuck in progress; the outcome that was stored first counts, if there was one."""
+    async with fleet(Teller(3, pause=0.5)) as hosts:
+        host = hosts.host()
+        reader = await host.stream(background()) if stream else None
+        response_id = await reader.response_id() if reader else (await host.create(background()))["id"]
+        await until(lambda: hosts.entries[response_id])
+        await asyncio.sleep(0.7)
+        outage = host.seam.inject(Fault(operation="row.*", kind=kind))
+        await asyncio.sleep(60)
+        outage.remove()
+        row = await hosts.finished(response_id)
+        seen = [await reader.whole()] if reader else []
+        await check_response(hosts.storage, PRINCIPAL, response_id, seen=seen, entries=len(hosts.entries[response_id]))
+        if kind == "before":
+            assert (row.status, row.error_code) == ("failed", "storage_error")
+        await hosts.quiet()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["before", "after"])
+async def test_a_foreground_outage_longer_than_patience_tells_what_is_stored_later(stream: bool, kind: Any) -> None:
+    """R14, W4: whatever the client was told in the end is what a GET says once storage is back."""
+    async with fleet(Teller(3, pause=0.5)) as hosts:
+        host = hosts.host()
+        call = None
+        reader = None
+        if stream:
+            reader = await host.stream({"input": "hi"})
+        else:
+            call = asyncio.create_task(host.create({"input": "hi"}))
+        await until(lambda: hosts.entries)
+        response_id = next(iter(hosts.entries))
+        await asyncio.sleep(0.7)
+        outage = host.seam.inject(Fault(operation="row.*", kind=kind))
+        await asyncio.sleep(60)
+        told = (await call) if call else (await reader.whole() and reader.events[-1]["response"]) if reader else {}
+        outage.remove()
+        await hosts.finished(response_id)
+        assert await host.get(response_id) == told
+        if kind == "before":
+            assert (told["status"], told["error"]["code"]) == ("failed", "storage_error")
+
+
+async def test_an_outage_of_the_log_is_waited_for_by_handler_and_reader() -> None:
+    async with fleet(Teller(5, pause=0.5)) as hosts:
+        host = hosts.host()
+        reader = await host.stream(background())
+        response_id = await reader.response_id()
+        await reader.until(4)
+        outage = host.seam.inject(Fault(operation="log.*", kind="after"))
+        await asyncio.sleep(20)
+        outage.remove()
+        frames = await reader.whole()
+        assert (await hosts.finished(response_id)).status == "completed"
+        await check_response(
+            hosts.storage, PRINCIPAL, response_id, seen=[frames], entries=len(hosts.entries[response_id])
+        )
+
+
+async def test_an_endless_outage_of_the_log_ends_the_response_as_failed() -> None:
+    """R14, R8: nothing is told that is not in the log."""
+    async with fleet(Teller(500, pause=0.5)) as hosts:
+        host = hosts.host()
+        reader = await host.stream(background())
+        response_id = await reader.response_id()
+        await reader.until(4)
+        outage = host.seam.inject(Fault(operation="log.append", kind="before"))
+        await asyncio.sleep(100)
+        outage.remove()
+        frames = await reader.whole()
+        row = await hosts.finished(response_id)
+        assert (row.status, row.error_code) == ("failed", "storage_error")
+        await check_response(
+            hosts.storage, PRINCIPAL, response_id, seen=[frames], entries=len(hosts.entries[response_id])
+        )
+        await hosts.quiet()
+
+
+async def test_a_refused_acceptance_leaves_nothing_behind_whatever_was_stored() -> None:
+    """Each operation of acceptance out for good, its effects stored or not."""
+    for eager in (False, True):
+        for kind in ("before", "after"):
+            for operation in ("log.create", "log.acquire", "queue.send_start", "row.insert", "ledger.begin"):
+                async with fleet(Teller(3)) as hosts:
+                    host = hosts.host(eager_start=eager)
+                    outage = host.seam.inject(Fault(operation=operation, kind=cast("Any", kind)))
+                    case = f"{operation} {kind} {'eager' if eager else 'queued'}"
+                    try:
+                        reader = await host.stream(background("x" * 50_000))
+                    except StorageUnavailable:
+                        pass
+                    else:
+                        outage.remove()
+                        frames = await reader.whole()
+                        response_id = await reader.response_id()
+                        await check_response(hosts.storage, PRINCIPAL, response_id, seen=[frames])
+                        continue
+                    await asyncio.sleep(20)
+                    outage.remove()
+                    await hosts.quiet()
+                    try:
+                        await check_nothing_recorded(hosts.storage, PRINCIPAL)
+                    except AssertionError as error:
+                        raise AssertionError(case) from error
+
+
+async def test_a_checkpoint_that_cannot_be_stored_is_lost_but_not_the_run() -> None:
+    """R11."""
+    teller = Teller(4, pause=0.5, checkpoints=True)
+    async with fleet(teller) as hosts:
+        host = hosts.host(finish_patience=3.0)
+        reader = await host.stream(background())
+        response_id = await reader.response_id()
+        await reader.until(4)
+        outage = host.seam.inject(Fault(operation="row.replace", kind="before"))
+        await asyncio.sleep(8)
+        outage.remove()
+        frames = await reader.whole()
+        assert (await hosts.finished(response_id)).status == "completed"
+        await check_response(hosts.storage, PRINCIPAL, response_id, seen=[frames], entries=teller.entries[response_id])
+
+
+async def test_a_lost_reply_to_a_push_costs_no_attempt() -> None:
+    """Nobody received the watch message; the worker lives, and its runs stay its own."""
+    teller = Teller(30, pause=0.5)
+    async with fleet(teller) as hosts:
+        host = hosts.host()
+        hosts.host()
+        reader = await host.stream(background())
+        response_id = await reader.response_id()
+        for owner in hosts.hosts:
+            owner.seam.inject(Fault(operation="queue.push_watch", kind="after", times=1))
+        await reader.whole()
+        await hosts.finished(response_id)
+        await check_response(
+            hosts.storage, PRINCIPAL, response_id, seen=[reader.frames], entries=teller.entries[response_id]
+        )
