@@ -38,11 +38,10 @@ async def handler(
     stream = ResponseEventStream(response_id=context.response_id, request=request)
     yield stream.emit_created()
     yield stream.emit_in_progress()
-    message = stream.add_output_item_message()
-    yield message.emit_added()
-    text = message.add_text_content()
-    yield text.emit_added()
 
+    message = stream.add_output_item_message()
+    text = message.add_text_content()
+    began = False
     ending: Any = None
     try:
         question: Any = {
@@ -54,23 +53,26 @@ async def handler(
         async with answer, aclosing(until_set(cancellation_signal, answer)) as events:
             async for event in events:
                 if event.type == "response.output_text.delta":
+                    if not began:
+                        began = True
+                        yield message.emit_added()
+                        yield text.emit_added()
                     yield text.emit_delta(event.delta)
                 elif event.type in ("response.completed", "response.incomplete", "response.failed"):
                     ending = event
     except openai.OpenAIError:
         # What went wrong between here and the model is for the log, not for the client.
         log.exception("the model could not be asked")
-        yield stream.emit_failed(message="The model could not be reached.")
-        return
 
-    yield text.emit_text_done()
-    yield text.emit_done()
-    yield message.emit_done()
+    if began:
+        yield text.emit_text_done()
+        yield text.emit_done()
+        yield message.emit_done()
     usage = ending and ending.response.usage and ending.response.usage.model_dump()
     if cancellation_signal.is_set():
         yield stream.emit_incomplete()
     elif ending is None or ending.type == "response.failed":
-        log.error("the model failed: %s", ending and ending.response.error)
+        log.error("the model gave no answer: %s", ending and ending.response.error)
         yield stream.emit_failed(message="The model failed.", usage=usage)
     elif ending.type == "response.incomplete":
         details = ending.response.incomplete_details

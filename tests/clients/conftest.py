@@ -2,9 +2,9 @@
 
 from collections.abc import AsyncIterator, Iterator
 
-import httpx
+import httpx2
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from tests.clients.judge import Judge
 from tests.support.azurite import AzuriteServer
@@ -37,12 +37,13 @@ async def judge() -> AsyncIterator[Judge]:
 
 
 @pytest.fixture
-async def http_client(judge: Judge) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=judge, timeout=60) as made:
+async def http_client(judge: Judge) -> AsyncIterator[httpx2.AsyncClient]:
+    """The client's own choice of settings, over that transport."""
+    async with DefaultAsyncHttpxClient(transport=judge) as made:
         yield made
 
 
 @pytest.fixture
-def openai_client(base_url: str, http_client: httpx.AsyncClient) -> AsyncOpenAI:
+def openai_client(base_url: str, http_client: httpx2.AsyncClient) -> AsyncOpenAI:
     """What the frameworks speak through."""
     return AsyncOpenAI(base_url=base_url, api_key="local", max_retries=0, http_client=http_client)

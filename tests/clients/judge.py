@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 from openai.types.responses import Response
 
 from protocol import sse
@@ -35,10 +35,10 @@ class Answer:
         return response
 
 
-class Copying(httpx.AsyncByteStream):
+class Copying(httpx2.AsyncByteStream):
     """A body that is copied while it is read."""
 
-    def __init__(self, source: httpx.AsyncByteStream, copy: bytearray) -> None:
+    def __init__(self, source: httpx2.AsyncByteStream, copy: bytearray) -> None:
         self._source = source
         self._copy = copy
 
@@ -51,7 +51,7 @@ class Copying(httpx.AsyncByteStream):
         await self._source.aclose()
 
 
-class Judge(httpx.AsyncHTTPTransport):
+class Judge(httpx2.AsyncHTTPTransport):
     """The transport of a client. It collects the answers of successful calls; `check` holds every one of them to the
     types of the `openai` package."""
 
@@ -59,12 +59,12 @@ class Judge(httpx.AsyncHTTPTransport):
         super().__init__()
         self.answers: list[Answer] = []
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         response = await super().handle_async_request(request)
         if response.status_code == 200:
             answer = Answer(response.headers["content-type"])
             self.answers.append(answer)
-            assert isinstance(response.stream, httpx.AsyncByteStream)
+            assert isinstance(response.stream, httpx2.AsyncByteStream)
             response.stream = Copying(response.stream, answer.received)
         return response
 
@@ -86,4 +86,3 @@ class Judge(httpx.AsyncHTTPTransport):
             stream_oracle.assert_response(response)
             missing = set(Response.model_fields) - set(response)
             assert not missing, f"left out: {sorted(missing)}"
-

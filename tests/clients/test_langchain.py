@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
@@ -28,7 +28,7 @@ def get_weather(city: str) -> str:
 
 
 @pytest.fixture
-def model(base_url: str, http_client: httpx.AsyncClient) -> ChatOpenAI:
+def model(base_url: str, http_client: httpx2.AsyncClient) -> ChatOpenAI:
     return chat(base_url, http_async_client=http_client)
 
 
@@ -85,7 +85,7 @@ async def test_a_tool_that_is_not_to_be_called_is_not_called(model: ChatOpenAI) 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("version", ["v0", "responses/v1", "v1"])
 async def test_reasoning_annotations_and_usage_arrive_and_go_back_with_the_next_turn(
-    base_url: str, http_client: httpx.AsyncClient, version: str, streamed: bool
+    base_url: str, http_client: httpx2.AsyncClient, version: str, streamed: bool
 ) -> None:
     model = chat(base_url, http_async_client=http_client, output_version=version)
     answer: AIMessage = await collected(model, "think") if streamed else await model.ainvoke("think")
@@ -111,7 +111,7 @@ async def test_an_answer_of_a_type_arrives_as_that_type(model: ChatOpenAI) -> No
 
 
 async def test_the_server_keeps_the_turns_when_asked_to(
-    base_url: str, http_client: httpx.AsyncClient, judge: Judge
+    base_url: str, http_client: httpx2.AsyncClient, judge: Judge
 ) -> None:
     model = chat(base_url, http_async_client=http_client, use_previous_response_id=True)
     first = await model.ainvoke([HumanMessage("One")])
@@ -125,18 +125,19 @@ async def test_the_server_keeps_the_turns_when_asked_to(
 async def test_a_refusal_is_told_apart_from_text(model: ChatOpenAI, streamed: bool) -> None:
     answer: AIMessage = await collected(model, "decline") if streamed else await model.ainvoke("decline")
     assert answer.text == ""
-    assert answer.additional_kwargs["refusal"] == REFUSAL
+    assert isinstance(answer.content, list)
+    (block,) = answer.content
+    assert isinstance(block, dict)
+    assert (block["type"], block["refusal"]) == ("refusal", REFUSAL)
 
 
-async def test_settings_of_the_model_are_echoed(
-    base_url: str, http_client: httpx.AsyncClient, judge: Judge
-) -> None:
+async def test_settings_of_the_model_are_echoed(base_url: str, http_client: httpx2.AsyncClient, judge: Judge) -> None:
     model = chat(
         base_url,
         http_async_client=http_client,
         temperature=0.5,
         max_tokens=100,
-        metadata={"k": "v"},
+        model_kwargs={"metadata": {"k": "v"}},
         store=False,
         reasoning={"effort": "low", "summary": "auto"},
         truncation="auto",

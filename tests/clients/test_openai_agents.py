@@ -115,14 +115,20 @@ async def test_reasoning_comes_before_the_message_and_goes_back_with_the_next_tu
     assert reasoning.raw_item.encrypted_content == "c2VhbGVk"
     assert ItemHelpers.text_message_output(message) == "".join(ANSWER) + SOURCE
     # The client sends back what it got, word for word: the items have to be acceptable as input.
-    again = await Runner.run(plain, [*first.to_input_list(), {"role": "user", "content": "And now?"}], run_config=CONFIG)
+    again = await Runner.run(
+        plain, [*first.to_input_list(), {"role": "user", "content": "And now?"}], run_config=CONFIG
+    )
     assert again.final_output == "You said: And now?"
 
 
 async def test_the_server_keeps_the_turns_when_asked_to(equipped: Agent, judge: Judge) -> None:
     first = await Runner.run(equipped, "Rome", auto_previous_response_id=True, run_config=CONFIG)
     second = await Runner.run(
-        equipped, "Paris", previous_response_id=first.last_response_id, auto_previous_response_id=True, run_config=CONFIG
+        equipped,
+        "Paris",
+        previous_response_id=first.last_response_id,
+        auto_previous_response_id=True,
+        run_config=CONFIG,
     )
     assert second.final_output == "21 degrees in Paris"
     ids = [response["id"] for response in judge.responses]
@@ -160,13 +166,17 @@ async def test_an_endless_loop_of_calls_ends_at_the_limit(model: OpenAIResponses
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_an_unknown_predecessor_is_the_clients_own_error(plain: Agent, streamed: bool) -> None:
     unknown = "resp_" + "0" * 50
-    with pytest.raises(APIStatusError) as caught:
+
+    async def ask() -> None:
         if streamed:
             run = Runner.run_streamed(plain, "Hello", previous_response_id=unknown, run_config=CONFIG)
             async for _ in run.stream_events():
                 pass
         else:
             await Runner.run(plain, "Hello", previous_response_id=unknown, run_config=CONFIG)
+
+    with pytest.raises(APIStatusError) as caught:
+        await ask()
     assert caught.value.status_code == 404
     assert caught.value.code == "previous_response_not_found"
     assert caught.value.param == "previous_response_id"

@@ -123,19 +123,18 @@ async def test_a_background_response_is_streamed_to_its_end(model: OpenAIRespons
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_refused_request_is_the_clients_own_error(model: OpenAIResponsesModel, streamed: bool) -> None:
-    async def ask(**settings: Any) -> ModelHTTPError:
-        chosen = OpenAIResponsesModelSettings(**settings)
-        with pytest.raises(ModelHTTPError) as caught:
-            if streamed:
-                async with Agent(model).run_stream("Hello", model_settings=chosen) as result:
-                    await result.get_output()
-            else:
-                await Agent(model).run("Hello", model_settings=chosen)
-        return caught.value
+    async def ask(settings: OpenAIResponsesModelSettings) -> None:
+        if streamed:
+            async with Agent(model).run_stream("Hello", model_settings=settings) as result:
+                await result.get_output()
+        else:
+            await Agent(model).run("Hello", model_settings=settings)
 
-    hot = await ask(temperature=3)
-    assert hot.status_code == 400
-    assert "temperature" in str(hot.body)
-    lost = await ask(openai_previous_response_id="resp_" + "0" * 50)
-    assert lost.status_code == 404
-    assert "previous_response_not_found" in str(lost.body)
+    with pytest.raises(ModelHTTPError) as hot:
+        await ask(OpenAIResponsesModelSettings(temperature=3))
+    assert hot.value.status_code == 400
+    assert "temperature" in str(hot.value.body)
+    with pytest.raises(ModelHTTPError) as lost:
+        await ask(OpenAIResponsesModelSettings(openai_previous_response_id="resp_" + "0" * 50))
+    assert lost.value.status_code == 404
+    assert "previous_response_not_found" in str(lost.value.body)

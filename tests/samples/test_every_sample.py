@@ -9,12 +9,10 @@ import pytest
 from api.process import load_app
 from tests.samples.documented import NAMES, README, bodies, commands, section
 from tests.samples.serving import any_sample, deltas_in
-from tests.support.api_server import events_in
+from tests.support.api_server import ApiServer, events_in
 from tests.support.azurite import AzuriteServer
 from tests.support.servers import deployment, events_of
 from tests.support.stream_oracle import assert_response, assert_whole
-
-ENDED_WELL = ("completed", "incomplete")
 
 
 def comparable(response: dict[str, Any]) -> dict[str, Any]:
@@ -25,57 +23,59 @@ def comparable(response: dict[str, Any]) -> dict[str, Any]:
             return [bare(entry) for entry in value]
         if not isinstance(value, dict):
             return value
-        differing = ("id", "call_id", "response_id", "created_at", "completed_at", "background")
+        differing = ("id", "call_id", "response_id", "created_at", "completed_at", "background", "conversation")
         return {key: bare(entry) for key, entry in value.items() if key not in differing}
 
     return dict(bare(response))
 
 
-async def asked_plainly(name: str) -> list[dict[str, Any]]:
-    async with any_sample(name) as server:
-        answers = [await server.post(**body) for body in bodies(name)]
-        responses = [answer.json() for answer in answers]
-        for answer, response in zip(answers, responses, strict=True):
-            assert answer.status_code == 200, response
-            assert_response(response)
-            assert response["status"] in ENDED_WELL
-            assert (await server.get(response["id"])).json() == response
-        return responses
+async def plain(server: ApiServer, body: dict[str, Any]) -> dict[str, Any]:
+    answer = await server.post(**body)
+    assert answer.status_code == 200, answer.text
+    response: dict[str, Any] = answer.json()
+    assert_response(response)
+    return response
 
 
-async def asked_in_the_background(name: str) -> list[dict[str, Any]]:
-    async with any_sample(name) as server:
-        responses = []
-        for body in bodies(name):
-            accepted = (await server.post(background=True, **body)).json()
-            assert accepted["status"] in ("queued", "in_progress"), accepted
-            responses.append(await server.get_ended(accepted["id"]))
-            assert_response(responses[-1])
-        return responses
+async def streamed(server: ApiServer, body: dict[str, Any]) -> dict[str, Any]:
+    answer = await server.post(stream=True, **body)
+    assert answer.status_code == 200, answer.text
+    return assert_whole(events_in(answer.content))
 
 
-async def streamed(name: str, *, background: bool) -> list[dict[str, Any]]:
-    async with any_sample(name) as server:
-        responses = []
-        for body in bodies(name):
-            answer = await server.post(stream=True, background=background, **body)
-            assert answer.status_code == 200, answer.text
-            responses.append(assert_whole(events_in(answer.content)))
-            assert (await server.get(responses[-1]["id"])).json() == responses[-1]
-            if background:
-                assert (await server.get(responses[-1]["id"], stream="true")).content == answer.content
-        return responses
+async def in_the_background(server: ApiServer, body: dict[str, Any]) -> dict[str, Any]:
+    accepted = (await server.post(background=True, **body)).json()
+    assert accepted["status"] in ("queued", "in_progress"), accepted
+    response = await server.get_ended(accepted["id"])
+    assert_response(response)
+    return response
+
+
+async def in_the_background_streamed(server: ApiServer, body: dict[str, Any]) -> dict[str, Any]:
+    answer = await server.post(stream=True, background=True, **body)
+    assert answer.status_code == 200, answer.text
+    response = assert_whole(events_in(answer.content))
+    assert (await server.get(response["id"], stream="true")).content == answer.content
+    return response
+
+
+MODES = (plain, streamed, in_the_background, in_the_background_streamed)
 
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_documented_requests_give_the_same_responses_in_every_mode(name: str) -> None:
-    plain = [comparable(response) for response in await asked_plainly(name)]
-    for others in (
-        await streamed(name, background=False),
-        await streamed(name, background=True),
-        await asked_in_the_background(name),
-    ):
-        assert [comparable(response) for response in others] == plain
+    given: list[list[dict[str, Any]]] = []
+    async with any_sample(name) as server:
+        for number, mode in enumerate(MODES):
+            given.append([])
+            for body in bodies(name):
+                # What one mode said to a conversation must not be the history of the next.
+                asked = {**body, "conversation": f"{body['conversation']}{number}"} if "conversation" in body else body
+                response = await mode(server, asked)
+                assert response["status"] in ("completed", "incomplete")
+                assert (await server.get(response["id"])).json() == response
+                given[-1].append(comparable(response))
+    assert given[1:] == [given[0]] * (len(MODES) - 1)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -58,17 +58,30 @@ async def failing(stream: ResponseEventStream, context: ResponseContext, signal:
     yield stream.emit_failed(message="a secret of the model")
 
 
+async def breaking_off(stream: ResponseEventStream, context: ResponseContext, signal: asyncio.Event) -> Events:
+    yield stream.emit_created()
+    yield stream.emit_in_progress()
+    message = stream.add_output_item_message()
+    yield message.emit_added()
+    text = message.add_text_content()
+    yield text.emit_added()
+    yield text.emit_delta("As far as")
+    raise OSError("a secret of the model")
+
+
 async def refusing(stream: ResponseEventStream, context: ResponseContext, signal: asyncio.Event) -> Events:
-    raise ValueError("a secret of the model")
+    if not signal.is_set():
+        raise ValueError("a secret of the model")
     yield {}
 
 
-@pytest.mark.parametrize("script", [failing, refusing])
-async def test_failure_of_the_model_is_a_failed_response_without_its_details(script: Any) -> None:
+@pytest.mark.parametrize(("script", "said"), [(failing, ""), (refusing, ""), (breaking_off, "As far as")])
+async def test_failure_of_the_model_is_a_failed_response_without_its_details(script: Any, said: str) -> None:
     async with sample_with_model(script) as (_, server):
         events = await server.events(input="x")
         final = assert_whole(events)
         assert (final["status"], final["error"]["code"]) == ("failed", "server_error")
+        assert text_in(final) == said
         assert "model" in final["error"]["message"]
         assert "secret" not in json.dumps(events)
 

@@ -1,13 +1,14 @@
 """The endpoints on a loopback port of this process, over storage in memory: everything real but Functions and Azure.
 
-The app answers by the script that a test gives it; `runs` holds the contexts of the handler's entries.
+The app answers by the script that a test gives it; `runs` holds the contexts of the handler's entries. Every answer
+that the client reads is judged (`tests.support.wire_judge`), so that each test of this server judges the wire too.
 """
 
 import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -24,6 +25,7 @@ from resilience.options import EngineSettings
 from storage.clock import SystemClock
 from storage.connection import Storage, memory_storage
 from storage.driver import WORK_QUEUE
+from tests.support.wire_judge import WireJudge
 
 START_SECONDS = 10.0
 UNTIL_SECONDS = 10.0
@@ -53,13 +55,14 @@ class _Server(uvicorn.Server):
 
 @dataclass
 class ApiServer:
-    """A served engine; make one with `serving`."""
+    """A served engine; make one with `serving`, which raises at its end what the judge of its client found."""
 
     engine: Engine
     storage: Storage
     endpoints: Endpoints
     client: httpx.AsyncClient
-    runs: list[ResponseContext] = field(default_factory=list)
+    runs: list[ResponseContext]
+    judge: WireJudge
 
     async def post(self, **body: Any) -> httpx.Response:
         """`POST /v1/responses`."""
@@ -114,11 +117,13 @@ async def serving(
     storage = memory_storage(SystemClock())
     engine = Engine(served, storage, settings)
     endpoints = Endpoints(lambda: engine, api)
-    async with _listening(endpoints) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+    judge = WireJudge()
+    async with _listening(endpoints) as url, httpx.AsyncClient(base_url=url, timeout=30, transport=judge) as client:
         try:
-            yield ApiServer(engine, storage, endpoints, client, runs)
+            yield ApiServer(engine, storage, endpoints, client, runs, judge)
         finally:
             await engine.close()
+    judge.check()
 
 
 def _scripted(

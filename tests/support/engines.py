@@ -264,7 +264,7 @@ class Host:
         self._crash_point = (call, moment)
 
     def fail_at(self, call: int, moment: Moment, times: int = 1) -> None:
-        """Make so many storage calls fail from the `call`-th on: not reached (`before`), or the reply lost (`after`)."""
+        """Make so many storage calls fail from the `call`-th on: before they reach storage, or their replies lost."""
         self._fault = range(call, call + times), moment
 
     def pause(self) -> None:
@@ -584,9 +584,18 @@ class Doubling:
     The second answer is the one that counts. A driver for one host; reads pass.
     """
 
-    WRITES = frozenset(
-        """create_append_blob append_block acquire_lease break_lease release_lease upload_blob
-        delete_blob insert_entity update_entity delete_entity transact send_message delete_message""".split()
+    READS = (
+        "read_",
+        "blob_",
+        "download_",
+        "list_",
+        "get_",
+        "query_",
+        "receive_",
+        "service_",
+        "ping",
+        "aclose",
+        "ensure",
     )
 
     def __init__(self, inner: StorageDriver, write: int) -> None:
@@ -596,7 +605,7 @@ class Doubling:
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._inner, name)
-        return self._doubled(name, call) if name in self.WRITES else call
+        return call if name.startswith(self.READS) or name.endswith("_blocking") else self._doubled(name, call)
 
     def _doubled(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         async def twice(*arguments: Any, **options: Any) -> Any:

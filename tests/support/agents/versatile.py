@@ -21,7 +21,13 @@ THOUGHTS = ("First this. ", "Then that.")
 ANSWER, SOURCE = ("Well ", "considered."), "See the book."
 REFUSAL = "I would rather not."
 FAILURE = "broken as asked"
-CITATION = {"type": "url_citation", "url": "https://example.com/book", "title": "A book", "start_index": 0, "end_index": 4}
+CITATION = {
+    "type": "url_citation",
+    "url": "https://example.com/book",
+    "title": "A book",
+    "start_index": 0,
+    "end_index": 4,
+}
 USAGE = {
     "input_tokens": 11,
     "input_tokens_details": {"cached_tokens": 4},
