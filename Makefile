@@ -4,15 +4,20 @@
 PORT ?= 7071
 WORKERS ?= 2
 ARGS ?=
+SECONDS ?= 1800
+SEED ?=
+
+# What `make test` leaves to `make test-clients`: it needs more packages than the app and its tests.
+other_clients := $(filter-out %/test_openai_python.py,$(wildcard tests/clients/test_*.py))
 
 python := .venv/bin/python
 setup := interpreter=$$(sh scripts/find-python.sh) && "$$interpreter" scripts/setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup start func test check format clean
+.PHONY: help setup start func test test-clients chaos crash-points check format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Make or refresh .venv and node_modules; every target below does this itself
 	@$(setup) python node
@@ -25,12 +30,22 @@ func: ## The same, under Azure Functions Core Tools (func) in place of the local
 	@$(setup) python node
 	@exec $(python) -m scripts.start --port "$(PORT)" --func
 
-test: setup ## Run every test, on a storage emulator of its own; a choice of them: ARGS="tests/unit -k ids"
-	@if $(python) -m pytest -n $(WORKERS) $(ARGS); then echo 'make test: every test passed'; \
+test: setup ## Run every test but those of test-clients, on a storage emulator of its own; a choice of them: ARGS="tests/unit -k ids"
+	@if $(python) -m pytest -n $(WORKERS) $(other_clients:%=--ignore=%) $(ARGS); then echo 'make test: every test passed'; \
 	else echo 'make test: FAILED' >&2; exit 1; fi
 
+test-clients: ## Hold other people's clients against the server, unmodified: tests/clients
+	@$(setup) python node python-clients node-clients
+	@$(python) -m pytest -n $(WORKERS) tests/clients
+
+chaos: setup ## Kill, freeze and cut off real hosts under traffic, then judge every response: SECONDS=1800 SEED=1
+	@exec $(python) -m tests.chaos --seconds "$(SECONDS)" $(if $(SEED),--seed "$(SEED)")
+
+crash-points: setup ## Kill a real host at every named point of the engine, in every mode that passes it
+	@exec $(python) -m tests.crash_points
+
 check: ## Lint, formatting and types
-	@$(setup) python
+	@$(setup) python python-clients
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
@@ -41,4 +56,4 @@ format: ## Put the code into shape
 	$(python) -m ruff format .
 
 clean: ## Remove what the other targets made, the locally stored responses included
-	rm -rf .venv node_modules .azurite .run .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv node_modules tests/clients/js/node_modules .azurite .run .mypy_cache .ruff_cache .pytest_cache .hypothesis

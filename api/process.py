@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
-from resilience import ResponsesApp
+from resilience import ResponsesApp, crash_points
 from resilience.app import NoHandler
 from resilience.engine import Engine
 from resilience.options import EngineSettings
@@ -86,7 +86,10 @@ class Process:
             if is_disabled(self._environment, self._run_function):
                 settings = replace(settings, eager_start=False)
             app = load_app(self._environment.get(AGENT_SETTING) or DEFAULT_AGENT)
-            self._made = Engine(app, open_storage(StorageSettings.from_environment(self._environment)), settings)
+            storage = open_storage(StorageSettings.from_environment(self._environment))
+            if crash_at := self._environment.get(crash_points.SETTING):
+                app = crash_points.CrashAt.parse(crash_at).install(storage.seam, app)
+            self._made = Engine(app, storage, settings)
         return self._made
 
     async def drain(self, grace: float) -> None:

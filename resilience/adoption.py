@@ -14,7 +14,7 @@ The order, each step repeatable, a crash anywhere found through the adopter's ow
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -35,8 +35,11 @@ _log = logging.getLogger("resilience.adoption")
 
 ADOPTION = "adoption"
 
+type StartSoon = Callable[[str, str], None]
+"""Runs a response, given its partition key and id, ahead of the start message that was sent for it."""
 
-async def adopt(runtime: Runtime, worker_id: str) -> None:
+
+async def adopt(runtime: Runtime, worker_id: str, start_soon: StartSoon) -> None:
     """Take over what that worker had open; nothing to do if it ended properly.
 
     Raises:
@@ -51,18 +54,18 @@ async def adopt(runtime: Runtime, worker_id: str) -> None:
         found = await runtime.storage.ledger.entries(worker_id)
         _log.warning("worker %s is dead: %d open entries", worker_id, len(found))
         for open_entry in found:
-            await _take_care(runtime, open_entry)
+            await _take_care(runtime, open_entry, start_soon)
         await runtime.storage.ledger.wipe(worker_id)
     # Not in a `finally`: an adoption that did not come to its end has to stay open.
     runtime.worker.close(own_id, entry.key)
 
 
-async def sweep(runtime: Runtime) -> None:
+async def sweep(runtime: Runtime, start_soon: StartSoon) -> None:
     """Adopt the workers whose watch message was lost (their ledgers are few, and old ones fewer)."""
     now = await runtime.storage.ledger.service_time()
     for record in await runtime.storage.ledger.stale(now - timedelta(seconds=runtime.settings.stale_after)):
         if not runtime.worker.is_current(record.worker_id):
-            await adopt(runtime, record.worker_id)
+            await adopt(runtime, record.worker_id, start_soon)
 
 
 async def _reassure(runtime: Runtime, worker_id: str) -> None:
@@ -88,12 +91,14 @@ async def _mark_dead(runtime: Runtime, worker_id: str) -> bool:
             return True
 
 
-async def _take_care(runtime: Runtime, entry: LedgerEntry) -> None:
+async def _take_care(runtime: Runtime, entry: LedgerEntry, start_soon: StartSoon) -> None:
     data = entry.data
     if entry.kind == ADOPTION:
         await runtime.storage.watch.send(str(data.get("worker")), delay=0)
     elif entry.kind == BACKGROUND:
-        await runtime.storage.work.send_start(tenant_in(str(data.get("key"))), str(data.get("id")))
+        key, response_id = str(data.get("key")), str(data.get("id"))
+        await runtime.storage.work.send_start(tenant_in(key), response_id)
+        start_soon(key, response_id)
     elif entry.kind == FOREGROUND:
         await _record_failure(runtime, data)
     else:

@@ -125,6 +125,14 @@ class BackgroundRuns:
         """
         await self._run(key, response_id, None)
 
+    def start_soon(self, key: str, response_id: str) -> None:
+        """Run a response whose start message was just sent without waiting for it.
+
+        Where this process may (eager start).
+        """
+        if self._runtime.settings.eager_start and self.has_room():
+            self._runtime.spawn(self.run(key, response_id), f"starting-{response_id}")
+
     async def clean_up(self, key: str, response_id: str) -> None:
         """Complete a deletion that was interrupted (V10)."""
         await remove_blobs(self._runtime, key, response_id)

@@ -163,7 +163,7 @@ class Engine:
         except MalformedMessage:
             _log.error("a watch message that is none was dropped")
             return
-        await adopt(self.runtime, message.worker)
+        await adopt(self.runtime, message.worker, self._background.start_soon)
 
     async def poison_message(self, text: str) -> None:
         """A start message that failed too often: its response fails, unless somebody runs it (R5)."""
@@ -186,7 +186,7 @@ class Engine:
 
     async def sweep(self) -> None:
         """The timer: what all messages missed."""
-        await sweep(self.runtime)
+        await sweep(self.runtime, self._background.start_soon)
 
     async def drain(self) -> None:
         """Leave: every run of this process ends within its grace or goes to another worker (B24)."""

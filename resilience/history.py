@@ -46,14 +46,16 @@ class History:
     async def _read_turns(self) -> list[ResponseRow]:
         if not self._record.previous_response_id and not self._record.conversation:
             return []
-        rows = {row.id: row for row in await self._storage.rows.list_partition(self._partition_key) if not row.deleted}
+        rows = {row.id: row for row in await self._storage.rows.list_partition(self._partition_key)}
         if self._record.previous_response_id:
-            return _chain(rows, self._record.previous_response_id)
+            return [row for row in _chain(rows, self._record.previous_response_id) if not row.deleted]
         return sorted(
             (
                 row
                 for row in rows.values()
-                if row.conversation == self._record.conversation and row.id != self._record.response_id
+                if not row.deleted
+                and row.conversation == self._record.conversation
+                and row.id != self._record.response_id
             ),
             key=lambda row: row.created_at,
         )
@@ -67,6 +69,7 @@ class History:
 
 
 def _chain(rows: dict[str, ResponseRow], last: str) -> list[ResponseRow]:
+    """The turns up to `last`, oldest first; a deleted one has nothing to tell but who came before it."""
     turns: list[ResponseRow] = []
     row = rows.pop(last, None)
     while row is not None:

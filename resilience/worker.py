@@ -20,8 +20,8 @@ Outcomes of a ledger transaction, and what follows:
 - committed: the openings are durable; their callers go on.
 - refused (the row is marked, changed or missing): declared dead; the openings are made again in the ledger of a new
   id.
-- unknown (no answer): the row is read back. Its revision tells committed from not committed; while that cannot be
-  read either, the openings fail and are closed again with the next transaction.
+- unknown (no answer): the openings fail. Before the next transaction the row is read back: its revision tells
+  committed from not committed, and what was opened for nobody is closed.
 """
 
 import asyncio
@@ -132,11 +132,19 @@ class _Incarnation:
     pusher: WatchPusher
     open: set[str] = field(default_factory=set)
     closed: set[str] = field(default_factory=set)
-    doubtful: bool = False
+    doubtful: "_Doubt | None" = None
 
     @property
     def id(self) -> str:
         return self.record.worker_id
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """A transaction whose outcome is unknown."""
+
+    opened: frozenset[str]
+    closed: frozenset[str]
 
 
 class Worker:
@@ -262,8 +270,6 @@ class Worker:
                 opening.done.set_result(self._now.id)
 
     def _fail(self, batch: Sequence[_Opening], error: Exception) -> None:
-        if self._now is not None:
-            self._now.closed.update(opening.entry.key for opening in batch)
         for opening in batch:
             if not opening.done.done():
                 opening.done.set_exception(error)
@@ -274,31 +280,26 @@ class Worker:
         if now is None:
             await self._begin(entries)
             return True
-        if now.doubtful and not await self._resolve(now):
+        if now.doubtful is not None and not await self._settle_doubt(now, now.doubtful):
             return False
-        closed = list(now.closed)[: _CHANGES_PER_TRANSACTION - len(entries)]
-        before = now.record
+        closed = frozenset(list(now.closed)[: _CHANGES_PER_TRANSACTION - len(entries)])
         try:
-            record = await self._storage.ledger.commit(before, entries, closed)
+            record = await self._storage.ledger.commit(now.record, entries, list(closed))
         except (NotFound, PreconditionFailed):
-            # A retry inside the storage client may have met its own first try: the revision tells.
-            now.doubtful = True
-            if not await self._resolve(now) or now.record.revision == before.revision:
-                self._declared_dead(now)
-                return False
+            self._declared_dead(now)
+            return False
         except StorageUnavailable:
-            now.doubtful = True
-            if not await self._resolve(now):
-                return False
-            if now.record.revision == before.revision:
-                raise
-        else:
-            now.record = record
-        now.closed.difference_update(closed)
+            now.doubtful = _Doubt(frozenset(entry.key for entry in entries), closed)
+            raise
+        now.record = record
+        now.closed -= closed
         return True
 
-    async def _resolve(self, now: _Incarnation) -> bool:
-        """Read the ledger back after a doubtful transaction; False when this id is dead."""
+    async def _settle_doubt(self, now: _Incarnation, doubt: _Doubt) -> bool:
+        """Read the ledger back after a transaction without an answer; False when this id is dead.
+
+        Its openings were refused to their callers: where they are durable after all, they are closed.
+        """
         try:
             record = await self._storage.ledger.read(now.id)
         except NotFound:
@@ -307,8 +308,10 @@ class Worker:
         if record.state != "open" or record.revision not in (now.record.revision, now.record.revision + 1):
             self._declared_dead(now)
             return False
+        if record.revision > now.record.revision:
+            now.closed = (now.closed - doubt.closed) | doubt.opened
         now.record = record
-        now.doubtful = False
+        now.doubtful = None
         return True
 
     async def _begin(self, entries: list[LedgerEntry]) -> None:

@@ -1,6 +1,8 @@
-"""Make what the project runs on: the virtual environment (`python`) and the Node modules (`node`).
+"""Make what the project runs on: the virtual environment (`python`) and the Node modules (`node`); and on demand the
+clients of other people that tests hold against the server (`python-clients`, which go into the same environment, and
+`node-clients`).
 
-    python3.13 scripts/setup.py [python] [node]
+    python3.13 scripts/setup.py [python] [node] [python-clients] [node-clients]
 
 Needs nothing but the standard library. Each part carries a stamp, a digest of the files it was made from, in the
 folder it made; an equal stamp means there is nothing to do, and an interrupted installation leaves none. Two set-ups
@@ -20,10 +22,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-NODE_MODULES = ROOT / "node_modules"
+NODE_CLIENTS = ROOT / "tests" / "clients" / "js"
 LOCK = ROOT / ".run" / "setup.lock"
 
 OLDEST_NODE = 20
+PIP_INSTALL = ("-m", "pip", "install", "-qq", "--disable-pip-version-check")
 
 
 class Unusable(Exception):
@@ -32,13 +35,17 @@ class Unusable(Exception):
 
 def main(parts: list[str]) -> int:
     try:
-        if "node" in parts:
+        if {"node", "node-clients"} & set(parts):
             check_node()
         with exclusive():
             if "python" in parts:
                 set_up_python()
             if "node" in parts:
-                set_up_node()
+                install_node_modules(ROOT, "Installing the Node modules")
+            if "python-clients" in parts:
+                set_up_python_clients()
+            if "node-clients" in parts:
+                install_node_modules(NODE_CLIENTS, "Installing the JavaScript client")
     except Unusable as problem:
         say(str(problem))
         return 1
@@ -67,7 +74,6 @@ def set_up_python() -> None:
     usable = venv_is_usable()
     if usable and read(stamp) == wanted:
         return
-    python = str(VENV / "bin" / "python")
     if not usable:
         run(
             [sys.executable, "-m", "venv", "--clear", str(VENV)],
@@ -75,10 +81,21 @@ def set_up_python() -> None:
             'This Python cannot make virtual environments: install its venv module (Debian, Ubuntu: "apt install '
             'python3.13-venv") and run make again.',
         )
+    install_python_packages(stamp, wanted, "requirements-dev.txt", "Installing the Python packages")
+
+
+def set_up_python_clients() -> None:
+    stamp = VENV / ".stamp-clients"
+    wanted = digest(*(ROOT / f"requirements{part}.txt" for part in ("", "-dev", "-clients")))
+    if read(stamp) != wanted:
+        install_python_packages(stamp, wanted, "requirements-clients.txt", "Installing the Python clients")
+
+
+def install_python_packages(stamp: Path, wanted: str, requirements: str, doing: str) -> None:
     stamp.unlink(missing_ok=True)
     run(
-        [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", "requirements-dev.txt"],
-        "Installing the Python packages",
+        [str(VENV / "bin" / "python"), *PIP_INSTALL, "-r", requirements],
+        doing,
         "The Python packages could not be installed; the lines above say why.",
     )
     stamp.write_text(wanted)
@@ -92,16 +109,18 @@ def venv_is_usable() -> bool:
     return subprocess.run([python, "-c", probe], capture_output=True, check=False).returncode == 0
 
 
-def set_up_node() -> None:
-    stamp = NODE_MODULES / ".stamp"
-    wanted = digest(ROOT / "package.json", ROOT / "package-lock.json")
+def install_node_modules(folder: Path, doing: str) -> None:
+    """What the lock file in `folder` names, into its `node_modules`."""
+    stamp = folder / "node_modules" / ".stamp"
+    wanted = digest(folder / "package.json", folder / "package-lock.json")
     if read(stamp) == wanted:
         return
     stamp.unlink(missing_ok=True)
     run(
         ["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"],
-        "Installing the Node modules",
+        doing,
         "The Node modules could not be installed; the lines above say why.",
+        folder,
     )
     stamp.write_text(wanted)
 
@@ -118,10 +137,10 @@ def exclusive() -> Iterator[None]:
         yield
 
 
-def run(command: list[str], doing: str, failure: str) -> None:
+def run(command: list[str], doing: str, failure: str, folder: Path = ROOT) -> None:
     say(f"{doing} …")
     started = time.monotonic()
-    if subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode != 0:
+    if subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, check=False).returncode != 0:
         raise Unusable(failure)
     say(f"{doing}: done in {time.monotonic() - started:.0f} s")
 

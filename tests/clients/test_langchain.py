@@ -137,7 +137,7 @@ async def test_settings_of_the_model_are_echoed(base_url: str, http_client: http
         http_async_client=http_client,
         temperature=0.5,
         max_tokens=100,
-        model_kwargs={"metadata": {"k": "v"}},
+        extra_body={"metadata": {"k": "v"}},  # the framework keeps a `metadata` of its own for tracing
         store=False,
         reasoning={"effort": "low", "summary": "auto"},
         truncation="auto",

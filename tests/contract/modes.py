@@ -19,7 +19,8 @@ MODES: dict[str, Json] = {
     "C6": {"store": False, "stream": True},
 }
 EVERY_MODE = pytest.mark.parametrize("mode", MODES)
-STORED = pytest.mark.parametrize("mode", ["C1", "C2", "C3", "C4"])
+STORED_MODES = ("C1", "C2", "C3", "C4")
+STORED = pytest.mark.parametrize("mode", STORED_MODES)
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,8 @@ class Told:
     @property
     def error(self) -> Json:
         """The error instead of a response: in the answer's body, or in the one event of a stream."""
-        if not self.events:
-            error: Json = self.answer.json()["error"]
-            return error
-        assert self.types == ["error"]
-        error = self.events[0]["error"]
+        assert self.types in ([], ["error"])
+        error: Json = (self.events[0] if self.events else self.answer.json())["error"]
         return error
 
 

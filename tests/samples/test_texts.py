@@ -71,14 +71,22 @@ async def test_full_control_refuses_an_input_without_words() -> None:
 
 async def test_conversation_history_tells_the_earlier_turns_in_order() -> None:
     async with sample("conversation_history") as server:
-        for by in ("previous_response_id", "conversation"):
-            link = {} if by == "previous_response_id" else {by: "conv_tea"}
-            for turn in ("one", "two", "three"):
-                response = (await server.post(input=turn, **link)).json()
-                link = {by: response["id"]} if by == "previous_response_id" else link
-            assert text_in(response) == "You said: three\nBefore that: one; two"
-        alone = (await server.post(input="alone")).json()
-        assert text_in(alone) == "You said: alone"
+        link: dict[str, str] = {}
+        for turn in ("one", "two", "three"):
+            response = (await server.post(input=turn, **link)).json()
+            link = {"previous_response_id": response["id"]}
+        assert text_in(response) == "You said: three\nBefore that: one; two"
+
+
+async def test_conversation_history_is_that_of_the_named_conversation_alone() -> None:
+    async with sample("conversation_history") as server:
+        await server.post(input="tea", conversation="conv_tea")
+        for link, said in (
+            ({"conversation": "conv_tea"}, "You said: more\nBefore that: tea"),
+            ({"conversation": "conv_coffee"}, "You said: more"),
+            ({}, "You said: more"),
+        ):
+            assert text_in((await server.post(input="more", **link)).json()) == said
 
 
 async def test_attachments_are_described_by_type_and_size() -> None:

@@ -163,9 +163,9 @@ class Reader:
             raise self.error
         assert len(self.frames) >= frames, f"the stream ended after {len(self.frames)} frames"
 
-    async def whole(self) -> list[bytes]:
+    async def whole(self, *, seconds: float = 900) -> list[bytes]:
         """All frames, to the end of the stream."""
-        await until(self._task.done, "the end of the stream", seconds=3_600)
+        await until(self._task.done, "the end of the stream", seconds)
         if self.error is not None:
             raise self.error
         if not self.ended:
@@ -270,6 +270,19 @@ class Host:
     def pause(self) -> None:
         """Stop it as SIGSTOP would: nothing of it reaches storage until `resume`."""
         self._running.clear()
+
+    def pause_at(self, operation: str) -> asyncio.Event:
+        """`pause` right before the next call of that operation; the event tells when."""
+        reached = asyncio.Event()
+
+        async def stop(name: str, moment: Moment) -> None:
+            if name == operation and moment == "before" and not reached.is_set():
+                reached.set()
+                self.pause()
+                await self.passage()
+
+        self._seam.hooks.append(stop)
+        return reached
 
     def resume(self) -> None:
         """Let it go on where it was."""
@@ -415,6 +428,7 @@ class Host:
         receipt = message.receipt
         while not work.done():
             await asyncio.wait({work}, timeout=self.fleet.visibility / 2)
+            await self.passage()
             if not work.done():
                 receipt = await self._driver.update_message(queue, receipt, delay=self.fleet.visibility)
         await self.passage()

@@ -3,7 +3,8 @@
 A client that is made with a `WireJudge` as its transport works as any other; meanwhile each answer is copied, and
 judged when it was read to its end or left:
 
-- a response, in a body or in an event, is strictly of the `openai` package's type and has every field (W1, W2, B6, B20);
+- a response, in a body or in an event, is strictly of the `openai` package's type and has every field (W1, W2, B6,
+  B20);
 - events too; a stream is in order, numbered without gap, and ends once (B8, B9, B26, B27, W4 to W7);
 - a list of items is strictly of its type; an error has its four keys and the request's id (W8);
 - what an earlier answer said of a finished response, each later one repeats field by field (W4, R6), and events of a
@@ -15,16 +16,15 @@ judged when it was read to its end or left:
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, get_args
 
 import httpx
-from openai.types.responses import Response, ResponseItemList
+from openai.types.responses import Response, ResponseItem, ResponseItemList
 
 from protocol import sse
 from protocol.events import TERMINAL
 from protocol.response import TERMINAL_STATUSES
 from tests.support.invariants import check_body, check_frames, check_stream
-from tests.support.stream_oracle import NOT_IN_OPENAI
 
 type Json = dict[str, Any]
 
@@ -34,8 +34,13 @@ EVENT_STREAM_HEADERS = {
     "connection": "keep-alive",
     "x-accel-buffering": "no",
 }
-NOT_LISTED = NOT_IN_OPENAI | {"item_reference"}
-"""Items that stand in a list of input items although the package's list has no type for them."""
+LISTED = frozenset(
+    name
+    for model in get_args(get_args(ResponseItem)[0])
+    for name in get_args(model.model_fields["type"].annotation)
+    if isinstance(name, str)
+)
+"""Types of items that a typed client knows in a list; references and what a newer client sent are not among them."""
 
 
 class _Watched(httpx.AsyncByteStream):
@@ -84,8 +89,9 @@ class WireJudge(httpx.AsyncBaseTransport):
         await self._transport.aclose()
 
     def check(self) -> None:
-        """Raise if any answer so far was not what it has to be."""
-        assert not self._faults, "\n".join(self._faults)
+        """Raise if any answer since the last check was not what it has to be."""
+        faults, self._faults = self._faults, []
+        assert not faults, "\n".join(faults)
 
     def _judge(self, request: httpx.Request, answer: httpx.Response, body: bytes, whole: bool) -> None:
         self.judged += 1
@@ -175,7 +181,7 @@ def check_list(page: Json) -> None:
     data = page["data"]
     assert (page["first_id"], page["last_id"]) == ((data[0]["id"], data[-1]["id"]) if data else (None, None))
     assert "internal_metadata" not in json.dumps(data), "R12: internal metadata in a list"
-    listed = [item for item in data if item["type"] not in NOT_LISTED]
+    listed = [item for item in data if item["type"] in LISTED]
     # An empty list has no first and no last item, which the package's type cannot say.
     ends = {} if data else {"first_id": "", "last_id": ""}
     ResponseItemList.model_validate({**page, **ends, "data": listed}, strict=True)

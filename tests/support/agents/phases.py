@@ -8,7 +8,7 @@ The input's text is a JSON object. Keys, all optional:
 - `phases`, `pace`: so many phases (3), each of so many seconds (0);
 - `checkpoints`: `true` persists every phase and goes on after the last persisted one; otherwise nothing is kept;
 - `stay_in`: the phase that the first lifetime does not leave by itself, with half of its text said;
-- `on_shutdown`: `ignore` (default), `finish` (hurry to the end), `exit` (for recovery);
+- `on_shutdown`: `ignore` (default), `finish` (hurry to the end), `exit` (for recovery), `raise`;
 - `block`: seconds for which the first lifetime blocks the event loop in phase `stay_in`, instead of staying there.
 
 Settings: `PHASES_GRACE`, the apps' shutdown grace in seconds (2); `PHASES_JOURNAL`, a file that gets a JSON line for
@@ -82,8 +82,11 @@ async def _work(script: dict[str, Any], context: ResponseContext, lifetime: int,
             time.sleep(float(script["block"]))  # noqa: ASYNC251 (blocking the loop is what is tested)
             return
         seconds = None
-    if await _is_shut_down(script, context, seconds) and script["on_shutdown"] == "exit":
-        await context.exit_for_recovery()
+    if await _is_shut_down(script, context, seconds):
+        if script["on_shutdown"] == "exit":
+            await context.exit_for_recovery()
+        if script["on_shutdown"] == "raise":
+            raise ConnectionError("what the handler worked with is gone already")
 
 
 async def _is_shut_down(script: dict[str, Any], context: ResponseContext, seconds: float | None) -> bool:

@@ -1,0 +1,176 @@
+"""`python -m tests.chaos`: for so many seconds hosts are killed, frozen and cut off under traffic; then all is judged.
+
+The exit code is 0 without a violation. What is needed to understand one lies in `.run/chaos/SEED-TIME/`: the logs of
+every process, the entries into the handler, the troubles, the violations with the frames of their responses. The same
+seed draws the same roles, scripts, crash points and troubles; the timing of processes is not part of it, so a replay
+is a run with the same seed, some longer than the time of the violation.
+"""
+
+import asyncio
+import contextlib
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import click
+
+from storage.connection import Storage, StorageSettings, open_storage
+from tests.chaos.hosts import ROLES, Slot, Trouble
+from tests.chaos.judge import Judge, Violation, read_journal, rest
+from tests.chaos.line import Line
+from tests.chaos.traffic import Traffic, per_mode
+from tests.chaos.troubles import Troubles, merged
+from tests.support.azurite import AzuriteServer
+from tests.support.host import ROOT, until
+from tests.support.invariants import read_stored
+
+START_SECONDS = 120.0
+REPORT_SECONDS = 30.0
+RATE = 1.6
+"""Clients per second."""
+
+AT_ONCE = 40
+SETTINGS = {
+    "RESPONSES_AGENT": "tests.chaos.agent:app",
+    # Small, so that segments roll and time limits are met in runs of seconds.
+    "RESPONSES_SEGMENT_BLOCKS": "12",
+    "RESPONSES_STALE_AFTER": "30",
+    "RESPONSES_FINISH_PATIENCE": "10",
+}
+
+
+@dataclass
+class Run:
+    """One run of chaos."""
+
+    seconds: float
+    seed: int
+    directory: Path
+    troubles: list[Trouble] = field(default_factory=list)
+    slots: list[Slot] = field(default_factory=list)
+    violations: list[Violation] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+    def chance(self, of: str) -> random.Random:
+        """A source of chance of its own for each part: their turns have no order."""
+        return random.Random(f"{self.seed} {of}")
+
+    async def play(self) -> None:
+        """All of it."""
+        logs = self.directory / "logs"
+        logs.mkdir(parents=True)
+        azurite = AzuriteServer.start()
+        try:
+            with azurite.namespace() as names:
+                journal = self.directory / "journal"
+                environment = {**names, **SETTINGS, "CHAOS_JOURNAL": str(journal)}
+                storage = open_storage(StorageSettings.from_environment(environment))
+                async with contextlib.aclosing(storage), contextlib.AsyncExitStack() as lines:
+                    for role in ROLES:
+                        line = await lines.enter_async_context(Line.before(azurite, self.chance(f"line {role.name}")))
+                        chance = self.chance(f"slot {role.name}")
+                        self.slots.append(Slot(role, line, environment, logs, chance, self.troubles.append))
+                    await self._run(storage, environment, journal, logs)
+        finally:
+            azurite.stop()
+
+    async def _run(self, storage: Storage, environment: dict[str, str], journal: Path, logs: Path) -> None:
+        self.traffic = Traffic(self.slots, self.chance("traffic"))
+        self.made = Troubles(self.slots, storage, self.chance("troubles"), self.traffic.known_ids, self.troubles.append)
+        lives = [asyncio.create_task(slot.live(), name=slot.role.name) for slot in self.slots]
+        reporter = asyncio.create_task(self._report())
+        try:
+            assert await until(lambda: all(slot.up for slot in self.slots), START_SECONDS), "the hosts do not start"
+            end = asyncio.get_running_loop().time() + self.seconds
+            await asyncio.gather(self.made.make(end), self.traffic.make(end, RATE, AT_ONCE))
+            for slot in self.slots:
+                slot.calm = True
+            self._say("the sky clears; waiting for every response to end")
+            await self.traffic.finish()
+            prefix = environment["RESPONSES_STORAGE_PREFIX"]
+            self.violations += await rest(storage, environment["AzureWebJobsStorage"], prefix)
+        finally:
+            reporter.cancel()
+            for slot in self.slots:
+                slot.stop()
+            await asyncio.gather(*lives)
+        self._say("judging")
+        judge = Judge(storage, read_journal(journal), merged(self.troubles), logs)
+        await judge.all(self.traffic.told)
+        self.violations += judge.violations
+        self.outcomes.update(judge.outcomes)
+        await self._keep(storage)
+
+    async def _keep(self, storage: Storage) -> None:
+        """What a violation is understood by."""
+        (self.directory / "troubles").write_text("\n".join(json.dumps(asdict(each)) for each in merged(self.troubles)))
+        lines = []
+        for violation in self.violations:
+            lines.append(f"{violation.mode} {violation.response_id}\n{violation.what}\n")
+            with contextlib.suppress(AssertionError, Exception):
+                stored = await read_stored(storage, "local", violation.response_id)
+                lines.append(f"{stored.row}\n{b''.join(stored.frames).decode()}\n")
+            for told in self.traffic.told:
+                if told.response_id == violation.response_id:
+                    lines += [f"told: {told.began} {b''.join(view).decode()}\n" for view in told.views]
+                    lines.append(f"final: {told.final}\n")
+        (self.directory / "violations").write_text("\n".join(lines))
+
+    @property
+    def kills(self) -> int:
+        return sum(slot.kills for slot in self.slots)
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            self._say(f"{self.kills} kills, {len(self.traffic.told)} responses, {self.traffic.under_way} under way")
+
+    def _say(self, text: str) -> None:
+        click.echo(f"{time.strftime('%H:%M:%S')} {text}")
+
+    def summary(self) -> Sequence[str]:
+        """What happened, the one line that counts last."""
+        points = Counter(point.rpartition(":")[0] for slot in self.slots for point in slot.points)
+        calls = sum(slot.line.calls for slot in self.slots)
+        failed = sum(slot.line.failed for slot in self.slots)
+        left = [f"{each.mode} {each.response_id}: {each.what[:300]}" for each in self.violations[:40]]
+        return [
+            "troubles: " + _counted(self.made.done),
+            f"kills at named points: {sum(points.values())}, at {len(points)} points: {_counted(points)}",
+            f"storage calls: {calls}, {failed} of them failed",
+            f"starts that failed: {sum(slot.failed_starts for slot in self.slots)}",
+            "modes: " + _counted(per_mode(self.traffic.told)),
+            "outcomes: " + _counted(self.outcomes),
+            *left,
+            f"chaos: {self.kills} kills, {len(self.traffic.told)} responses, {len(self.violations)} violations; "
+            f"again: make chaos SECONDS={self.seconds:.0f} SEED={self.seed}; details: {self.directory}",
+        ]
+
+
+def _counted(counts: "Counter[str] | dict[str, int] | object") -> str:
+    assert isinstance(counts, dict)
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+
+
+@click.command()
+@click.option("--seconds", type=click.FloatRange(min=1), default=1800.0, show_default=True, help="How long.")
+@click.option("--seed", type=int, help="Of everything that is left to chance.  [default: another one each time]")
+def main(seconds: float, seed: int | None) -> None:
+    """Kill, freeze and cut off real hosts under traffic; 0 violations is what has to come out."""
+    seed = seed if seed is not None else random.SystemRandom().randrange(10**6)
+    directory = ROOT / ".run" / "chaos" / f"{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = Run(seconds, seed, directory)
+    click.echo(f"chaos of {seconds:.0f} s, seed {seed}")
+    asyncio.run(run.play())
+    for line in run.summary():
+        click.echo(line)
+    sys.exit(1 if run.violations else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""The end of a run: everything has come to rest, and every response is held against what its clients were told."""
+
+import asyncio
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from azure.core.exceptions import ResourceNotFoundError
+from azure.storage.queue import QueueServiceClient
+
+from protocol import sse
+from protocol.response import TERMINAL_STATUSES, strip_internal
+from storage.connection import Storage
+from storage.driver import QUEUES, RESPONSES, WORKERS
+from storage.rows import ROW_PREFIX, row_from_entity
+from tests.chaos.hosts import Trouble
+from tests.chaos.traffic import Told
+from tests.chaos.troubles import PRINCIPAL
+from tests.support.invariants import (
+    Stored,
+    check_frames,
+    check_nothing_left,
+    check_response,
+    check_stream,
+    read_stored,
+)
+
+type Json = dict[str, Any]
+
+AT_ONCE = 8
+REST_SECONDS = 300.0
+AFTERMATH_SECONDS = 25.0
+"""How long after its cause a worker may still lose a run: suspicion, and the message of a killed invocation."""
+
+LOST = ("declared dead", "storage refused", "broke off", "was handed over", "Draining", "stopping")
+"""What a log says of a run that was lost for a reason of its process."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry into the handler, as it noted itself."""
+
+    response_id: str
+    entry: str
+    pid: int
+    at: float
+    is_recovery: bool
+
+
+@dataclass(frozen=True)
+class Violation:
+    """What is wrong with which response."""
+
+    response_id: str
+    mode: str
+    what: str
+
+
+def read_journal(path: Path) -> Mapping[str, list[Entry]]:
+    """The entries by response, in their order."""
+    entries: defaultdict[str, list[Entry]] = defaultdict(list)
+    for line in path.read_text().splitlines() if path.exists() else ():
+        entry = Entry(**json.loads(line))
+        entries[entry.response_id].append(entry)
+    return entries
+
+
+async def unfinished(storage: Storage) -> list[str]:
+    """What is not at rest: responses without an outcome, ledgers."""
+    rows = await storage.driver.query_entities(RESPONSES, row_key_prefix=ROW_PREFIX, select=["status"])
+    left = [row.row_key for row in rows if row.properties["status"] not in TERMINAL_STATUSES]
+    ledgers = await storage.driver.query_entities(WORKERS, select=["state"])
+    return left + [f"{row.partition_key}/{row.row_key}" for row in ledgers]
+
+
+def messages_left(connection_string: str, prefix: str) -> dict[str, int]:
+    """How many messages each queue has, poison queues included."""
+    left = {}
+    with QueueServiceClient.from_connection_string(connection_string) as service:
+        for queue in QUEUES:
+            for name in (f"{prefix}{queue}", f"{prefix}{queue}-poison"):
+                try:
+                    count = service.get_queue_client(name).get_queue_properties().approximate_message_count
+                except ResourceNotFoundError:
+                    continue
+                if count:
+                    left[name] = count
+    return left
+
+
+async def rest(storage: Storage, connection_string: str, prefix: str) -> list[Violation]:
+    """Wait until nothing is left to do; what is left after that is wrong."""
+    async with asyncio.timeout(REST_SECONDS * 2):
+        deadline = asyncio.get_running_loop().time() + REST_SECONDS
+        while True:
+            left = await unfinished(storage)
+            messages = await asyncio.to_thread(messages_left, connection_string, prefix)
+            if not left and not messages:
+                return []
+            if asyncio.get_running_loop().time() > deadline:
+                return [Violation(each, "", f"not at rest after {REST_SECONDS:.0f} s") for each in (*left, *messages)]
+            await asyncio.sleep(1)
+
+
+class Judge:
+    """Checks every response there is."""
+
+    def __init__(
+        self, storage: Storage, journal: Mapping[str, list[Entry]], troubles: Sequence[Trouble], logs: Path
+    ) -> None:
+        self._storage = storage
+        self._journal = journal
+        self._troubles = troubles
+        self._logs = logs
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self.violations: list[Violation] = []
+        self.outcomes: defaultdict[str, int] = defaultdict(int)
+
+    async def all(self, told: Sequence[Told]) -> None:
+        """Judge what clients were told, and what is stored although no client was told of it."""
+        heard_of: defaultdict[str, list[Told]] = defaultdict(list)
+        for each in told:
+            self._say(each.response_id, each.mode, each.wrong)
+            if each.response_id:
+                heard_of[each.response_id].append(each)
+        entities = await self._storage.driver.query_entities(RESPONSES, row_key_prefix=ROW_PREFIX)
+        unheard = [row_from_entity(entity).id for entity in entities]
+        checks = [self._judge(one) for each in heard_of.values() for one in each]
+        checks += [self._judge_unheard(each) for each in unheard if each not in heard_of]
+        await asyncio.gather(*checks)
+
+    def _say(self, response_id: str, mode: str, what: Sequence[str]) -> None:
+        self.violations += [Violation(response_id, mode, each) for each in what]
+
+    async def _judge(self, told: Told) -> None:
+        async with self._slots:
+            try:
+                await self._compare(told)
+            except AssertionError as error:
+                self._say(told.response_id, told.mode, [str(error)[:2000]])
+            except Exception as error:
+                self._say(told.response_id, told.mode, [f"it cannot be judged: {error!r}"])
+
+    async def _judge_unheard(self, response_id: str) -> None:
+        async with self._slots:
+            try:
+                stored = await check_response(self._storage, PRINCIPAL, response_id)
+                self.outcomes[f"unheard of, {stored.row.status}"] += 1
+                self._check_story(stored)
+            except AssertionError as error:
+                self._say(response_id, "unheard of", [str(error)[:2000]])
+
+    async def _compare(self, told: Told) -> None:
+        assert len(told.ids) <= 1, f"I1: one key, {told.ids}"
+        if not told.store:
+            self._compare_unstored(told)
+            return
+        if told.deleted:
+            await check_nothing_left(self._storage, PRINCIPAL, told.response_id)
+            self.outcomes["deleted"] += 1
+            return
+        views = told.views if told.background else [view for view, _ in _whole(told)]
+        stored = await read_stored(self._storage, PRINCIPAL, told.response_id)
+        if not told.background and _is_late(told):
+            assert stored.row.status == "failed", f"R14: {stored.row.status} after storage_error"
+            return
+        stored = await check_response(self._storage, PRINCIPAL, told.response_id, seen=views, cancelled=told.cancelled)
+        for view in told.views:
+            check_frames(view)
+        for view, _ in _whole(told):
+            if told.background:
+                assert view[-1] == stored.frames[-1], "V4: the stream ended in another way"
+        if told.final is not None:
+            assert stored.snapshot is not None
+            assert told.final == strip_internal(stored.snapshot), "V1: the response changed after its end"
+        self.outcomes[stored.row.status] += 1
+        self._check_story(stored, told.script["count"])
+
+    def _compare_unstored(self, told: Told) -> None:
+        for view, _ in _whole(told):
+            check_stream(view)
+        self.outcomes["not stored"] += 1
+
+    def _check_story(self, stored: Stored, count: int | None = None) -> None:
+        """What became of it is what its disposition and what was done to its workers allow."""
+        row = stored.row
+        snapshot = stored.snapshot or {}
+        entries = self._journal.get(row.id, [])
+        if row.status == "completed":
+            words = "".join(part["text"] for item in snapshot["output"] for part in item["content"]).split()
+            numbers = [int(word.partition(".")[2]) for word in words]
+            assert numbers == list(range(len(numbers))), f"R7: the output counts {numbers}"
+            assert count is None or len(numbers) == count, f"V6: {len(numbers)} of {count}"
+        if row.status == "failed":
+            self._check_failure(row.disposition, snapshot)
+        told_by = [entry for event in stored.events if (entry := _entry_of(event))]
+        runs = [entry for number, entry in enumerate(told_by) if number == 0 or told_by[number - 1] != entry]
+        assert len(runs) == len(set(runs)), f"V5: the entries spoke in turns: {runs}"
+        if row.disposition != "resilient":
+            assert len(entries) <= 1, f"V7: {len(entries)} entries of a response that is not resilient"
+        for before, after in itertools.pairwise(entries):
+            assert self._explained(before, after), f"V7: nothing was done to {before} until {after}"
+
+    def _check_failure(self, disposition: str, snapshot: Json) -> None:
+        error = snapshot["error"]
+        reason = (error.get("additionalInfo") or {}).get("shutdown_reason", error["code"])
+        self.outcomes[f"failed: {reason}"] += 1
+        allowed = {"attempts_exhausted", "storage_error"}
+        if disposition != "resilient":
+            allowed |= {"crash_recovery", "grace_exhausted"}
+        assert reason in allowed, f"R5: a {disposition} response failed with {error}"
+
+    def _explained(self, before: Entry, after: Entry) -> bool:
+        """V7: something was done to the process of an entry that was not the last."""
+        for trouble in self._troubles:
+            overlaps = trouble.began <= after.at and before.at <= trouble.ended + AFTERMATH_SECONDS
+            if overlaps and trouble.pid in (0, before.pid):
+                return True
+        logs = [path.read_text() for path in self._logs.glob(f"*-{before.pid}.log")]
+        return not logs or any(word in text for text in logs for word in LOST)
+
+
+def _whole(told: Told) -> list[tuple[list[bytes], bool]]:
+    return [(view, whole) for view, whole in zip(told.views, told.whole, strict=True) if whole]
+
+
+def _is_late(told: Told) -> bool:
+    """The client heard of a storage that did not answer, before there was a record (R14)."""
+    ends = [told.final] if told.final else [sse.decode(view[-1])["response"] for view, _ in _whole(told)]
+    return any((end.get("error") or {}).get("code") == "storage_error" for end in ends)
+
+
+def _entry_of(event: Json) -> str:
+    return str(event["delta"]).partition(".")[0] if event["type"] == "response.output_text.delta" else ""

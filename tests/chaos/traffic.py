@@ -1,0 +1,355 @@
+"""The clients: each makes one response in one of the modes, holds on to it whatever breaks, and keeps what it was told.
+
+A client that loses its connection goes to another host. What it was told is not judged here, but for what would be
+wrong at any time: an answer that is none of this API's, a status that goes back, an end that does not come.
+"""
+
+import asyncio
+import json
+import random
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from protocol import sse
+from protocol.response import TERMINAL_STATUSES
+from tests.chaos.hosts import Slot
+from tests.support.servers import frames_from
+
+type Json = dict[str, Any]
+
+END_SECONDS = 150.0
+"""So long a response may take, with all that happens to it."""
+
+UNAVAILABLE = (500, 502, 503, 504)
+MANY_BYTES = 50_000
+
+MODES = {
+    "poll": 15,
+    "stream": 20,
+    "checkpoints": 14,
+    "readers": 6,
+    "cancel poll": 7,
+    "cancel stream": 9,
+    "keyed": 6,
+    "deleted": 6,
+    "left": 5,
+    "foreground": 8,
+    "foreground stream": 8,
+    "foreground left": 3,
+    "not stored": 3,
+    "not stored stream": 3,
+}
+
+
+@dataclass
+class Told:
+    """What one client asked for and was told.
+
+    Attributes:
+        views: what each of its readers saw, over all their connections.
+        whole: for each view, whether it came to the end of its stream.
+        final: the response as a GET, or the foreground's answer, told it at last.
+        ids: every id it was told; a key stands for one response.
+        wrong: what no client may ever be told.
+    """
+
+    mode: str
+    script: Json
+    began: float
+    response_id: str = ""
+    background: bool = False
+    store: bool = True
+    views: list[list[bytes]] = field(default_factory=list)
+    whole: list[bool] = field(default_factory=list)
+    final: Json | None = None
+    cancelled: bool = False
+    deleted: bool = False
+    ids: set[str] = field(default_factory=set)
+    wrong: list[str] = field(default_factory=list)
+    last_status: str = ""
+
+    def saw(self, response: Json) -> None:
+        """Take note of a snapshot that was polled (B6)."""
+        status = response["status"]
+        before = self.last_status
+        if before in TERMINAL_STATUSES and status != before:
+            self.wrong.append(f"V1: {status} after {before}")
+        if before == "in_progress" and status == "queued":
+            self.wrong.append("B6: queued after in_progress")
+        self.last_status = status
+        if status in TERMINAL_STATUSES:
+            self.final = response
+
+
+class Traffic:
+    """Starts clients at a steady rate until told to stop."""
+
+    def __init__(self, slots: Sequence[Slot], chance: random.Random) -> None:
+        self.told: list[Told] = []
+        self.done: Counter[str] = Counter()
+        self._slots = slots
+        self._chance = chance
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    @property
+    def under_way(self) -> int:
+        """Clients at work."""
+        return len(self._under_way)
+
+    def known_ids(self) -> list[str]:
+        """Every background response that somebody was told of."""
+        return [told.response_id for told in self.told if told.background and told.response_id]
+
+    async def make(self, until: float, rate: float, at_once: int) -> None:
+        """Start `rate` clients per second until that loop time, at most `at_once` together; they go on after it."""
+        loop = asyncio.get_running_loop()
+        while loop.time() < until:
+            await asyncio.sleep(self._chance.expovariate(rate))
+            if len(self._under_way) < at_once:
+                mode = self._chance.choices(list(MODES), list(MODES.values()))[0]
+                client = Client(mode, self._slots, random.Random(self._chance.random()))
+                self.told.append(client.told)
+                task = asyncio.create_task(self._play(client), name=mode)
+                self._under_way.add(task)
+                task.add_done_callback(self._under_way.discard)
+
+    async def _play(self, client: "Client") -> None:
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await client.play()
+        except TimeoutError:
+            client.told.wrong.append(f"V1: no end within {END_SECONDS:.0f} s")
+        self.done[client.told.mode] += 1
+
+    async def finish(self) -> None:
+        """Wait for the clients at work; each has a deadline of its own."""
+        await asyncio.gather(*self._under_way)
+
+
+class Client:
+    """One client and its response."""
+
+    def __init__(self, mode: str, slots: Sequence[Slot], chance: random.Random) -> None:
+        self._slots = [slot for slot in slots if slot.role.serves_http]
+        self._chance = chance
+        self.told = Told(mode, self._script(mode), time.time())
+
+    def _script(self, mode: str) -> Json:
+        script: Json = {"count": self._chance.randint(2, 30), "delay": self._chance.choice((0.0, 0.02, 0.1, 0.2))}
+        if mode == "checkpoints":
+            script["checkpoint_every"] = self._chance.choice((1, 3, 7))
+        if mode.startswith("cancel"):
+            script["delay"] = 0.2
+        if self._chance.random() < 0.06:
+            script["ballast"] = "x" * MANY_BYTES
+        return script
+
+    async def play(self) -> None:
+        """Do what the mode says, to the end."""
+        mode = self.told.mode
+        if mode.startswith("foreground"):
+            await self._foreground(stream=mode != "foreground", leaves=mode.endswith("left"))
+        elif mode.startswith("not stored"):
+            self.told.store = False
+            await self._foreground(stream=mode.endswith("stream"), leaves=False)
+        else:
+            self.told.background = True
+            await self._background(mode)
+
+    async def _background(self, mode: str) -> None:
+        polled = mode in ("poll", "cancel poll", "keyed") or (mode == "deleted" and self._chance.random() < 0.5)
+        if mode == "keyed":
+            await self._accept_keyed()
+        elif polled:
+            await self._accept()
+        else:
+            await self._accept_stream(leaves=mode == "left")
+        if not self.told.response_id:
+            return
+        others = [self._follow([]) for _ in range(2)] if mode == "readers" else []
+        canceller = [self._cancel()] if mode.startswith("cancel") else []
+        own = [] if polled or mode == "left" else [self._follow(self.told.views[0])]
+        await asyncio.gather(*others, *canceller, *own)
+        await self._poll()
+        if mode == "deleted":
+            await self._delete()
+
+    # -- making it --------------------------------------------------------------------------------------------------
+
+    def _body(self, **fields: Any) -> Json:
+        return {
+            "model": "chaos",
+            "input": json.dumps(self.told.script),
+            "background": self.told.background,
+            "store": self.told.store,
+            **fields,
+        }
+
+    async def _accept(self) -> None:
+        answer = await self._call("POST", "/responses", json=self._body())
+        if answer is not None:
+            self._made(answer)
+
+    async def _accept_keyed(self) -> None:
+        """The same request again and again, whatever came of it: one response (I1)."""
+        headers = {"Idempotency-Key": uuid.UUID(int=self._chance.getrandbits(128)).hex}
+        body = self._body()
+        for _ in range(self._chance.randint(2, 3)):
+            answer = await self._definite("POST", "/responses", json=body, headers=headers)
+            self._made(answer)
+
+    def _made(self, answer: httpx.Response) -> None:
+        if answer.status_code == 200:
+            made = answer.json()
+            self.told.response_id = made["id"]
+            self.told.ids.add(made["id"])
+            self.told.saw(made)
+
+    async def _accept_stream(self, *, leaves: bool) -> None:
+        view: list[bytes] = []
+        self._add_view(view)
+        enough = self._chance.randint(1, 6) if leaves else 10**9
+        await self._stream("POST", "/responses", view, json=self._body(stream=True), enough=enough)
+
+    def _add_view(self, view: list[bytes]) -> int:
+        self.told.views.append(view)
+        self.told.whole.append(False)
+        return len(self.told.views) - 1
+
+    async def _foreground(self, *, stream: bool, leaves: bool) -> None:
+        if not stream:
+            answer = await self._call("POST", "/responses", json=self._body())
+            if answer is not None and answer.status_code == 200:
+                self._made(answer)
+                if self.told.last_status not in TERMINAL_STATUSES:
+                    self.told.wrong.append(f"C1: the answer says {self.told.last_status}")
+            return
+        view: list[bytes] = []
+        self._add_view(view)
+        enough = self._chance.randint(1, 6) if leaves else 10**9
+        await self._stream("POST", "/responses", view, json=self._body(stream=True), enough=enough)
+
+    # -- following it -----------------------------------------------------------------------------------------------
+
+    async def _follow(self, view: list[bytes]) -> None:
+        """Read on after the last event that was seen, on one connection after the other, to the end."""
+        if not any(view is each for each in self.told.views):
+            self._add_view(view)
+        index = next(number for number, each in enumerate(self.told.views) if each is view)
+        path = f"/responses/{self.told.response_id}"
+        while not self.told.whole[index]:
+            after = sse.sequence_of(view[-1]) if view else -1
+            await self._stream("GET", path, view, params={"stream": "true", "starting_after": after})
+            await asyncio.sleep(0.2)
+
+    async def _stream(self, method: str, path: str, view: list[bytes], *, enough: int = 10**9, **request: Any) -> None:
+        """One connection; breaks are the network's, and no news."""
+        index = next(number for number, each in enumerate(self.told.views) if each is view)
+        host = self._host()
+        if host is None:
+            await asyncio.sleep(0.3)
+            return
+        with suppress(httpx.HTTPError):
+            async with (
+                httpx.AsyncClient(base_url=host, timeout=httpx.Timeout(30)) as http,
+                http.stream(method, path, **request) as answer,
+            ):
+                if answer.status_code != 200:
+                    await answer.aread()
+                    self._check_status(answer, (200,))
+                    return
+                async for frame in frames_from(answer):
+                    if sse.event_type(frame) == "error":
+                        self._check_error(frame, view, method)
+                        return
+                    view.append(frame)
+                    self._learn_id(frame)
+                    self.told.whole[index] = sse.is_terminal(frame)
+                    if len(view) >= enough:
+                        return
+
+    def _learn_id(self, frame: bytes) -> None:
+        if not self.told.response_id:
+            self.told.response_id = sse.decode(frame)["response"]["id"]
+            self.told.ids.add(self.told.response_id)
+
+    def _check_error(self, frame: bytes, view: list[bytes], method: str) -> None:
+        """A response that could not be recorded has one `error` event for an answer, on nothing else (R1)."""
+        event = sse.decode(frame)
+        if self.told.background and (view or method == "GET"):
+            self.told.wrong.append(f"V4: an error event in a background stream: {event}")
+
+    async def _poll(self) -> None:
+        while self.told.final is None:
+            answer = await self._definite("GET", f"/responses/{self.told.response_id}")
+            if answer.status_code == 200:
+                self.told.saw(answer.json())
+            await asyncio.sleep(self._chance.uniform(0.1, 0.8))
+
+    async def _cancel(self) -> None:
+        await asyncio.sleep(self._chance.choice((0.0, 0.1, 0.5, 1.5, 4.0)))
+        answer = await self._definite("POST", f"/responses/{self.told.response_id}/cancel", allowed=(200, 400))
+        if answer.status_code == 200:
+            self.told.cancelled = True
+            self.told.saw(answer.json())
+        elif "Cannot cancel a" not in answer.text:
+            self.told.wrong.append(f"B12: {answer.text}")
+
+    async def _delete(self) -> None:
+        again = False
+        while not self.told.deleted:
+            # A first try whose answer was lost leaves nothing to be found by the second.
+            allowed = (200, 400, 404) if again else (200,)
+            answer = await self._call("DELETE", f"/responses/{self.told.response_id}", allowed=allowed)
+            self.told.deleted = answer is not None and answer.status_code in allowed
+            again = True
+            await asyncio.sleep(0.2)
+        gone = await self._definite("GET", f"/responses/{self.told.response_id}", allowed=(400,))
+        if gone.status_code != 400:
+            self.told.wrong.append(f"V10: {gone.status_code} after the deletion")
+
+    # -- the wire ---------------------------------------------------------------------------------------------------
+
+    def _host(self) -> str | None:
+        up = [slot.host.base_url for slot in self._slots if slot.up and slot.host is not None]
+        return self._chance.choice(up) if up else None
+
+    async def _definite(self, *request: Any, **fields: Any) -> httpx.Response:
+        """Ask until somebody answers."""
+        while True:
+            answer = await self._call(*request, **fields)
+            if answer is not None and answer.status_code not in UNAVAILABLE:
+                return answer
+            await asyncio.sleep(self._chance.uniform(0.1, 0.5))
+
+    async def _call(
+        self, method: str, path: str, allowed: Sequence[int] = (200,), **fields: Any
+    ) -> httpx.Response | None:
+        host = self._host()
+        if host is None:
+            await asyncio.sleep(0.3)
+            return None
+        try:
+            async with httpx.AsyncClient(base_url=host, timeout=httpx.Timeout(30)) as http:
+                answer = await http.request(method, path, **fields)
+        except httpx.HTTPError:
+            return None
+        self._check_status(answer, allowed)
+        return answer
+
+    def _check_status(self, answer: httpx.Response, allowed: Sequence[int]) -> None:
+        if answer.status_code not in (*allowed, *UNAVAILABLE):
+            request = answer.request
+            self.told.wrong.append(f"{request.method} {request.url.path}: {answer.status_code} {answer.text[:300]}")
+
+
+def per_mode(told: Sequence[Told]) -> Mapping[str, int]:
+    """How many responses of each mode."""
+    return Counter(each.mode for each in told)

@@ -1,0 +1,249 @@
+"""Workers that were thought dead and are not: storage refuses them, whatever they believe (R4, V5)."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from storage.driver import EVENTS
+from storage.memory import MemoryDriver
+from storage.seam import Fault
+from tests.support.engines import PRINCIPAL, Fleet, Host, background, fleet, until
+from tests.support.handlers import Teller, entry_of, text_of
+from tests.support.invariants import check_response
+from tests.support.virtual_time import VirtualTimeLoop
+
+EVENT_LOOP = VirtualTimeLoop
+
+STREAM = pytest.mark.parametrize("stream", [False, True])
+
+
+async def ask(host: Host, stream: bool) -> str:
+    body = background(stream=stream)
+    if not stream:
+        return str((await host.create(body))["id"])
+    return await (await host.stream(body)).response_id()
+
+
+def log_of(hosts: Fleet, response_id: str) -> dict[str, bytes]:
+    driver = hosts.storage.driver
+    assert isinstance(driver, MemoryDriver)
+    return {name: bytes(blob.data) for name, blob in driver.containers[EVENTS].items() if response_id in name}
+
+
+@STREAM
+@pytest.mark.parametrize("after_the_end", [False, True])
+async def test_a_stopped_process_that_goes_on_changes_nothing(stream: bool, after_the_end: bool) -> None:
+    """SIGSTOP of the owner, another takes over, SIGCONT."""
+    teller = Teller(12, pause=0.5)
+    async with fleet(teller) as hosts:
+        api = hosts.host(queues=False)
+        zombie = hosts.host()
+        response_id = await ask(api, stream)
+        await until(lambda: hosts.entries[response_id])
+        watcher = await api.replay(response_id) if stream else None
+        await asyncio.sleep(2)
+        zombie.pause()
+        rescuer = hosts.host()
+        await until(lambda: len(hosts.entries[response_id]) == 2)
+        assert hosts.entries[response_id][1].host is rescuer
+        if after_the_end:
+            await until_terminal(hosts, response_id)
+            before = log_of(hosts, response_id), await hosts.row(response_id)
+        else:
+            await asyncio.sleep(1.2)
+        zombie.resume()
+        row = await hosts.finished(response_id)
+        await asyncio.sleep(30)
+        if after_the_end:
+            assert (log_of(hosts, response_id), await hosts.row(response_id)) == before
+        assert row.status == "completed"
+        stored = await check_response(
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            seen=[watcher.frames] if watcher else [],
+            entries=len(hosts.entries[response_id]),
+            lost_leases=1,
+            generation_of=entry_of,
+        )
+        assert {entry_of(event) for event in stored.events} <= {None, 1, 2}
+        assert text_of(stored.snapshot or {}) == "".join(f"e2n{number} " for number in range(12))
+        assert not zombie.engine.runtime.running
+        await hosts.quiet()
+
+
+async def until_terminal(hosts: Fleet, response_id: str) -> None:
+    async def ended() -> bool:
+        row = await hosts.row(response_id)
+        return row is not None and row.status == "completed"
+
+    await until(ended)
+    await asyncio.sleep(1)  # its terminal frame
+
+
+@pytest.mark.parametrize(("stream", "operation"), [(True, "log.append"), (True, "row.replace"), (False, "row.replace")])
+async def test_a_write_that_was_under_way_for_minutes_is_refused(stream: bool, operation: str) -> None:
+    """Only the write hangs: the process pushes its watch message, but its ledger was marked by hand of an adopter."""
+    teller = Teller(6, pause=0.5)
+    async with fleet(teller) as hosts:
+        api = hosts.host(queues=False)
+        zombie = hosts.host()
+        response_id = await ask(api, stream)
+        await until(lambda: hosts.entries[response_id])
+        await asyncio.sleep(1)
+        hang = zombie.seam.inject(Fault(operation=operation, kind="hang"))
+        await asyncio.sleep(4)
+        owner = (await hosts.row(response_id) or pytest.fail("no row")).owner
+        rescuer = hosts.host(queues=False)
+        await rescuer.inside(rescuer.engine.watch_message(f'{{"v":1,"worker":"{owner}"}}'))
+        rescuer.serve_queues()
+        zombie.stop_serving()
+        await until(lambda: len(hosts.entries[response_id]) == 2)
+        await until_terminal(hosts, response_id)
+        before = log_of(hosts, response_id), await hosts.row(response_id)
+        hang.remove()
+        await asyncio.sleep(30)
+        assert (log_of(hosts, response_id), await hosts.row(response_id)) == before
+        await hosts.finished(response_id)
+        await check_response(
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            entries=len(hosts.entries[response_id]),
+            lost_leases=1,
+            generation_of=entry_of,
+        )
+        await hosts.quiet()
+
+
+@STREAM
+@pytest.mark.parametrize("operation", ["row.read", "ledger.begin", "queue.send_watch", "row.replace", "log.acquire"])
+async def test_a_challenger_that_slept_in_its_claim_does_not_write(stream: bool, operation: str) -> None:
+    """Each step of the claim, slept through until another has claimed, and while it writes."""
+    if operation == "log.acquire" and not stream:
+        pytest.skip("there is no log")
+    teller = Teller(6, pause=0.5)
+    async with fleet(teller) as hosts:
+        api = hosts.host(queues=False)
+        sleeper = hosts.host()
+        asleep = sleeper.pause_at(operation)
+        response_id = await ask_without_waiting(api, hosts, stream)
+        await until(asleep.is_set, seconds=30)
+        won_the_row = operation == "log.acquire"
+        # Its watch message, its start message or the sweep bring another one.
+        other = hosts.host().serve_timer()
+        await until(lambda: hosts.entries[response_id], seconds=700)
+        assert hosts.entries[response_id][0].host is other
+        await asyncio.sleep(0.8)
+        sleeper.resume()
+        row = await hosts.finished(response_id)
+        await asyncio.sleep(20)
+        assert row.status == "completed"
+        stored = await check_response(
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            entries=len(hosts.entries[response_id]),
+            lost_leases=int(won_the_row),
+            generation_of=entry_of,
+        )
+        assert text_of(stored.snapshot or {}) == "".join(f"e1n{number} " for number in range(6))
+
+
+async def ask_without_waiting(host: Host, hosts: Fleet, stream: bool) -> str:
+    await (host.stream if stream else host.create)(background())
+    (response_id,) = await hosts.ids()
+    return response_id
+
+
+async def test_many_rivals_for_one_dead_owner_make_one_owner() -> None:
+    teller = Teller(4, pause=0.5)
+    async with fleet(teller) as hosts:
+        first = hosts.host()
+        reader = await first.stream(background())
+        response_id = await reader.response_id()
+        await first.crash()
+        rivals = [hosts.host(queues=False) for _ in range(8)]
+        owner = (await hosts.row(response_id) or pytest.fail("no row")).owner
+        text = f'{{"v":1,"worker":"{owner}"}}'
+        await asyncio.gather(*(rival.inside(rival.engine.watch_message(text)) for rival in rivals))
+        for rival in rivals:
+            rival.serve_queues()
+        await hosts.finished(response_id)
+        assert len(hosts.entries[response_id]) == 2
+        stored = await check_response(
+            hosts.storage, PRINCIPAL, response_id, entries=2, crashes=1, generation_of=entry_of, seen=[reader.frames]
+        )
+        assert stored.row.status == "completed"
+        await hosts.quiet()
+
+
+async def test_a_live_worker_that_was_declared_dead_is_displaced_by_its_own_process() -> None:
+    """The only process there is: it takes a new id, and its run goes on under it."""
+    teller = Teller(10, pause=0.5)
+    async with fleet(teller) as hosts:
+        host = hosts.host()
+        reader = await host.stream(background())
+        response_id = await reader.response_id()
+        other = hosts.host(queues=False)
+        owner = (await hosts.row(response_id) or pytest.fail("no row")).owner
+        await other.inside(other.engine.watch_message(f'{{"v":1,"worker":"{owner}"}}'))
+        frames = await reader.whole()
+        row = await hosts.finished(response_id)
+        assert row.status == "completed"
+        assert row.owner != owner or len(hosts.entries[response_id]) == 1
+        await check_response(
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            seen=[frames],
+            entries=len(hosts.entries[response_id]),
+            lost_leases=1,
+            generation_of=entry_of,
+        )
+        await hosts.quiet()
+
+
+async def test_a_foreground_run_declared_dead_tells_what_was_recorded() -> None:
+    """Row 3: the adopter was faster; the client hears its outcome, and a GET says the same."""
+    async with fleet(Teller(10, pause=0.5)) as hosts:
+        host = hosts.host()
+        reader = await host.stream({"input": "hi"})
+        response_id = await reader.response_id()
+        await asyncio.sleep(1)
+        host.pause()
+        other = hosts.host()
+        await until(lambda: hosts.row(response_id), seconds=30)
+        assert (await other.get(response_id))["status"] == "failed"
+        host.resume()
+        frames = await reader.whole()
+        stored = await check_response(hosts.storage, PRINCIPAL, response_id, seen=[frames])
+        assert stored.row.status == "failed"
+        assert await host.get(response_id) == reader.events[-1]["response"]
+        await hosts.quiet()
+
+
+async def test_an_owner_that_rolls_over_while_it_is_displaced_writes_nothing() -> None:
+    """It makes and leases its next segment, but the row does not name it."""
+    teller = Teller(40, pause=0.4)
+    async with fleet(teller) as hosts:
+        api = hosts.host(queues=False, segment_blocks=4)
+        zombie = hosts.host(segment_blocks=4)
+        response_id = await ask(api, True)
+        await until(lambda: hosts.entries[response_id])
+        hang = zombie.seam.inject(Fault(operation="log.create", kind="hang"))
+        await until(lambda: hang.hits, seconds=60)
+        zombie.pause()
+        rescuer = hosts.host(segment_blocks=4)
+        await until(lambda: len(hosts.entries[response_id]) == 2)
+        await asyncio.sleep(1)
+        zombie.resume()
+        hang.remove()
+        await hosts.finished(response_id)
+        await asyncio.sleep(10)
+        stored: Any = await check_response(
+            hosts.storage, PRINCIPAL, response_id, entries=2, lost_leases=1, generation_of=entry_of
+        )
+        assert len(stored.row.segments) > 3
+        assert hosts.entries[response_id][1].host is rescuer

@@ -1,0 +1,55 @@
+"""A handler that blocks the event loop of its worker: nothing else runs there meanwhile, and yet it is not dead."""
+
+import asyncio
+from pathlib import Path
+
+import httpx
+
+from protocol import sse
+from tests.support.azurite import AzuriteServer
+from tests.support.host import until
+from tests.support.invariants import check_response
+from tests.support.paths import AGENT, Journal, markers
+from tests.support.servers import body, deployment, frames_from
+
+BLOCKED_SECONDS = 12.0
+"""More than twice the silence that makes a worker suspect."""
+
+SETTLED_SECONDS = 30.0
+
+
+async def test_blocked_worker_keeps_all_its_runs_although_another_waits_for_them(
+    azurite: AzuriteServer, tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path / "journal")
+    with deployment(azurite, AGENT, PHASES_JOURNAL=str(journal.path)) as made:
+        front, worker = await asyncio.gather(made.start("--only", "http"), made.start("--only", "queue"))
+        async with httpx.AsyncClient(base_url=front.base_url, timeout=90) as http:
+            frames: dict[str, list[bytes]] = {"blocking": [], "beside": []}
+
+            async def follow(name: str, **script: object) -> None:
+                request = body(script, background=True, stream=True, metadata={"client": name})
+                async with http.stream("POST", "/responses", json=request) as answer:
+                    async for frame in frames_from(answer):
+                        frames[name].append(frame)
+
+            beside = asyncio.create_task(follow("beside", phases=20, pace=0.2))
+            assert await until(lambda: len(frames["beside"]) > 5, SETTLED_SECONDS)
+            blocking = asyncio.create_task(follow("blocking", stay_in=1, block=BLOCKED_SECONDS))
+            await journal.reached("staying", 1, SETTLED_SECONDS)
+            other = await made.start("--only", "queue")
+            assert not blocking.done(), "the other worker came too late to take anything"
+            seen = len(frames["beside"])
+            await asyncio.wait_for(asyncio.gather(blocking, beside), BLOCKED_SECONDS + SETTLED_SECONDS)
+            assert len(frames["beside"]) > seen
+        async with made.storage() as storage:
+            for name, phases in (("blocking", 3), ("beside", 20)):
+                final = sse.decode(frames[name][-1])["response"]
+                entries = journal.lines("entered", client=name)
+                assert [entry["pid"] for entry in entries] == [worker.pid]
+                stored = await check_response(storage, "local", final["id"], seen=[frames[name]], entries=len(entries))
+                assert stored.row.generation == 1
+                assert markers(final) == [f"L0_phase{phase}" for phase in range(phases)]
+        for host in (worker, other):
+            assert "is dead" not in host.log()
+            assert "declared dead" not in host.log()

@@ -1,0 +1,172 @@
+"""Hand-over: a worker that has to stop, or comes near its time limit, leaves its runs to others, at once.
+
+The runs keep every finished phase with a checkpoint; what a phase says tells which entry of the handler wrote it.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from protocol import sse
+from protocol.response import TERMINAL_STATUSES
+from tests.support.azurite import AzuriteServer
+from tests.support.host import FunctionHost, until
+from tests.support.invariants import check_response
+from tests.support.paths import AGENT, HOST_GRACE, Journal, markers
+from tests.support.servers import Deployment, body, deployment, frames_from
+
+PRINCIPAL = "local"
+HAND_OVER_SECONDS = 2.0
+"""At the 95th percentile: from the signal to the first event that the next worker adds."""
+
+type Json = dict[str, Any]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal")
+
+
+@pytest.fixture
+def cluster(azurite: AzuriteServer, journal: Journal) -> Iterator[Deployment]:
+    """No process yet; each test starts its own."""
+    with deployment(azurite, AGENT, PHASES_JOURNAL=str(journal.path), PHASES_GRACE="1") as made:
+        yield made
+
+
+class Client:
+    """Follows one background response to its end, on one connection or by polling."""
+
+    def __init__(self, http: httpx.AsyncClient, script: Mapping[str, Any], *, stream: bool) -> None:
+        self.name = f"client {id(self)}"
+        self.frames: list[bytes] = []
+        self.times: list[float] = []
+        self.final: Json = {}
+        self._request = body(script, background=True, stream=stream, metadata={"client": self.name})
+        self.task = asyncio.create_task(self._follow(http) if stream else self._poll(http))
+
+    async def _follow(self, http: httpx.AsyncClient) -> None:
+        async with http.stream("POST", "/responses", json=self._request) as answer:
+            async for frame in frames_from(answer):
+                self.frames.append(frame)
+                self.times.append(time.monotonic())
+        self.final = sse.decode(self.frames[-1])["response"]
+
+    async def _poll(self, http: httpx.AsyncClient) -> None:
+        self.final = (await http.post("/responses", json=self._request)).json()
+        while self.final["status"] not in TERMINAL_STATUSES:
+            await asyncio.sleep(0.2)
+            self.final = (await http.get(f"/responses/{self.final['id']}")).json()
+
+    def reset_after(self, moment: float) -> float | None:
+        """When the first reset since then arrived: the first event of the next entry."""
+        for frame, arrived in zip(self.frames, self.times, strict=True):
+            if arrived > moment and sse.event_type(frame) == "response.in_progress":
+                return arrived
+        return None
+
+
+async def check_ended(cluster: Deployment, journal: Journal, client: Client) -> list[int]:
+    """The invariants, and every phase done once, in order; which lifetime did each."""
+    entries = journal.lines("entered", client=client.name)
+    assert client.final["status"] == "completed"
+    async with cluster.storage() as storage:
+        stored = await check_response(
+            storage,
+            PRINCIPAL,
+            client.final["id"],
+            seen=[client.frames] if client.frames else [],
+            entries=len(entries),
+            lost_leases=len(entries) - 1,
+            generation_of=lifetime_of,
+        )
+    assert [entry["lifetime"] for entry in entries] == list(range(len(entries)))
+    assert stored.row.generation == len(entries)
+    assert stored.row.attempt == 1, "a hand-over counts as a failed attempt"
+    done = [re.fullmatch(r"L(\d+)_phase(\d+)", text) for text in markers(client.final)]
+    assert [match and int(match[2]) for match in done] == list(range(len(done)))
+    lifetimes = [int(match[1]) for match in done if match]
+    assert lifetimes == sorted(lifetimes)
+    return lifetimes
+
+
+def lifetime_of(event: Json) -> int | None:
+    delta = str(event.get("delta", ""))
+    return int(delta[1:-1]) if delta.startswith("L") else None
+
+
+async def test_workers_are_replaced_one_after_another_under_running_responses(
+    cluster: Deployment, journal: Journal
+) -> None:
+    front, worker = await asyncio.gather(cluster.start("--only", "http"), draining_worker(cluster))
+    silences: list[float] = []
+    async with httpx.AsyncClient(base_url=front.base_url, timeout=90) as http:
+        exiting = {"checkpoints": True, "phases": 100, "pace": 0.25, "on_shutdown": "exit"}
+        streams = [Client(http, exiting, stream=True) for _ in range(10)]
+        # An error while the worker stops belongs to the stop: it is no failure of the response.
+        others = [Client(http, {**exiting, "on_shutdown": "raise"}, stream=stream) for stream in (True, False)]
+        await journal.reached("entered", 12, 60)
+        for _ in range(3):
+            successor = await draining_worker(cluster)
+            worker.terminate()
+            signalled = time.monotonic()
+            assert await until(lambda since=signalled: all(each.reset_after(since) for each in streams), 30)
+            silences += [(each.reset_after(signalled) or 0) - signalled for each in streams]
+            assert await worker.wait_ended(30) == 0
+            worker = successor
+        await asyncio.wait_for(asyncio.gather(*(each.task for each in streams + others)), 60)
+    for client in streams + others:
+        lifetimes = await check_ended(cluster, journal, client)
+        assert set(lifetimes) == {0, 1, 2, 3}, "a worker did nothing before it was replaced"
+    silences.sort()
+    p95 = silences[int(len(silences) * 0.95) - 1]
+    assert p95 <= HAND_OVER_SECONDS, f"p95 {p95:.2f} s, worst {silences[-1]:.2f} s"
+
+
+async def draining_worker(cluster: Deployment) -> FunctionHost:
+    return await cluster.start("--only", "queue", "--grace", str(HOST_GRACE))
+
+
+LIMITED = ("--function-timeout", "5")
+"""The host ends a process in which a function runs longer."""
+BEFORE_LIMIT = {"RESPONSES_HANDOVER_AFTER": "1.5"}
+
+
+async def test_run_of_several_time_limits_length_ends_without_losing_its_process(
+    cluster: Deployment, journal: Journal
+) -> None:
+    front, worker = await asyncio.gather(
+        cluster.start("--only", "http"), cluster.start("--only", "queue", *LIMITED, **BEFORE_LIMIT)
+    )
+    script = {"checkpoints": True, "phases": 30, "pace": 0.4}
+    async with httpx.AsyncClient(base_url=front.base_url, timeout=90) as http:
+        leaving = [Client(http, {**script, "on_shutdown": "exit"}, stream=stream) for stream in (True, False)]
+        ignoring = Client(http, {**script, "on_shutdown": "ignore"}, stream=True)
+        await asyncio.wait_for(asyncio.gather(*(each.task for each in (*leaving, ignoring))), 90)
+    for client in leaving:
+        assert max(await check_ended(cluster, journal, client)) > 5, "fewer lifetimes than attempts a response has"
+    assert max(await check_ended(cluster, journal, ignoring)) > 2
+    assert worker.running
+    assert {line["pid"] for line in journal.lines("entered")} == {worker.pid}
+
+
+async def test_foreground_runs_end_before_the_time_limit_ends_their_process(cluster: Deployment) -> None:
+    front = await cluster.start("--only", "http", *LIMITED, **BEFORE_LIMIT)
+    async with httpx.AsyncClient(base_url=front.base_url, timeout=90) as http:
+        hurrying, ignoring = await asyncio.gather(
+            http.post("/responses", json=body({"stay_in": 1, "on_shutdown": "finish"})),
+            http.post("/responses", json=body({"stay_in": 1, "on_shutdown": "ignore"})),
+        )
+        assert hurrying.json()["status"] == "completed"
+        assert markers(hurrying.json()) == ["L0_phase0", "L0_phase1", "L0_phase2"]
+        assert ignoring.json()["status"] == "failed"
+        assert ignoring.json()["error"]["additionalInfo"]["shutdown_reason"] == "grace_exhausted"
+        for answer in (hurrying, ignoring):
+            assert (await http.get(f"/responses/{answer.json()['id']}")).json() == answer.json()
+    assert front.running

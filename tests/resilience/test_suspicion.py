@@ -1,0 +1,201 @@
+"""A worker that lives but looks dead, and one that is dead but does not look so."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from protocol import sse
+from resilience.placement import partition_key, tenant_of
+from storage.connection import Storage
+from storage.rows import ResponseRow
+from tests.support.azurite import AzuriteServer
+from tests.support.host import FunctionHost, until
+from tests.support.invariants import check_response
+from tests.support.servers import Deployment, body, deployment, eventually, events_of, frames_from
+from tests.support.storage_proxy import StorageProxy
+
+HOLD_SECONDS = 15.0
+PATIENCE_SECONDS = 60.0
+
+PAUSED = {"AzureWebJobs.adopt_worker.Disabled": "true"}
+"""Watch messages are received by nobody."""
+SHORT = {"RESPONSES_HEARTBEAT_INTERVAL": "1", "RESPONSES_STALE_AFTER": "5"}
+
+
+class Client:
+    """Follows one background stream to its end."""
+
+    def __init__(self, http: httpx.AsyncClient, **script: Any) -> None:
+        self.frames: list[bytes] = []
+        self._task = asyncio.create_task(self._follow(http, script))
+
+    async def _follow(self, http: httpx.AsyncClient, script: dict[str, Any]) -> None:
+        async with http.stream("POST", "/responses", json=body(script, background=True, stream=True)) as answer:
+            async for frame in frames_from(answer):
+                self.frames.append(frame)
+
+    @property
+    def response_id(self) -> str:
+        return str(sse.decode(self.frames[0])["response"]["id"])
+
+    def resets(self) -> int:
+        """How many workers have spoken."""
+        return [sse.event_type(frame) for frame in self.frames].count("response.in_progress")
+
+    async def reached(self, count: int) -> None:
+        assert await until(lambda: len(self.frames) >= count, PATIENCE_SECONDS), f"only {len(self.frames)} frames"
+
+    async def whole(self) -> list[bytes]:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await self._task
+        return self.frames
+
+
+@pytest.fixture
+def cluster(azurite: AzuriteServer) -> Iterator[Deployment]:
+    """One process that serves HTTP; each test adds its workers."""
+    with deployment(azurite) as made:
+        made.start_blocking("--only", "http")
+        yield made
+
+
+@pytest.fixture
+async def http(cluster: Deployment) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=cluster.hosts[0].base_url, timeout=120) as client:
+        yield client
+
+
+async def row_of(storage: Storage, response_id: str) -> ResponseRow:
+    return await storage.rows.read(partition_key(tenant_of("local"), response_id), response_id)
+
+
+def numbers_in(response: Any) -> list[int]:
+    texts = [part["text"] for item in response["output"] for part in item["content"]]
+    return [int(word) for word in "".join(texts).split()]
+
+
+async def test_a_live_worker_whose_pushes_are_held_back_loses_its_runs_once_and_goes_on_under_a_new_id(
+    cluster: Deployment, http: httpx.AsyncClient, azurite: AzuriteServer
+) -> None:
+    async with StorageProxy.before(azurite) as network, cluster.storage() as storage:
+        connection = network.through(cluster.environment["AzureWebJobsStorage"])
+        suspect = await cluster.start(AzureWebJobsStorage=connection)
+        long = {"count": 90, "delay": 0.2, "checkpoint_every": 5}
+        clients = [Client(http, **long) for _ in range(3)]
+        silent = [(await http.post("/responses", json=body(long, background=True))).json()["id"] for _ in range(2)]
+        async with httpx.AsyncClient(base_url=suspect.base_url, timeout=120) as own:
+            foreground = [
+                asyncio.create_task(own.post("/responses", json=body({"count": 18, "delay": 1}, stream=stream)))
+                for stream in (False, True)
+            ]
+            for client in clients:
+                await client.reached(8)
+            ids = [client.response_id for client in clients] + silent
+            await eventually(lambda: all_owned(storage, ids), "all runs are owned")
+            owners = {(await row_of(storage, response_id)).owner for response_id in ids}
+            assert len(owners) == 1
+            survivor = await cluster.start("--only", "queue")
+            await hold_back(network, HOLD_SECONDS)
+            final = [sse.decode((await client.whole())[-1])["response"] for client in clients]
+            await eventually(lambda: all_completed(http, silent), "all runs are completed", PATIENCE_SECONDS)
+            final += [(await http.get(f"/responses/{response_id}")).json() for response_id in silent]
+            await suspect.wait_for_log("was declared dead by another", PATIENCE_SECONDS)
+            answers = [await answer for answer in foreground]
+        assert all(numbers_in(response) == list(range(90)) for response in final)
+        moved = [await row_of(storage, response_id) for response_id in ids]
+        assert {(row.status, row.generation, row.attempt) for row in moved} == {("completed", 2, 2)}
+        assert not owners & {row.owner for row in moved}
+        assert [client.resets() for client in clients] == [2, 2, 2]
+        for client in clients:
+            await check_response(storage, "local", client.response_id, seen=[client.frames], lost_leases=1)
+        assert survivor.log().count(f"worker {owners.pop()} is dead") == 1
+        assert "refused" not in survivor.log()
+        await assert_one_outcome(http, answers)
+        survivor.stop()
+        await assert_goes_on(http, storage, {row.owner for row in moved})
+
+
+async def hold_back(network: StorageProxy, seconds: float) -> None:
+    """The worker's words to its queues, its pushes among them, arrive late."""
+    network.hold("queue")
+    await asyncio.sleep(seconds)
+    network.release("queue")
+
+
+async def all_owned(storage: Storage, response_ids: list[str]) -> bool:
+    rows = [await row_of(storage, response_id) for response_id in response_ids]
+    return all(row.owner for row in rows)
+
+
+async def all_completed(http: httpx.AsyncClient, response_ids: list[str]) -> bool:
+    answers = [await http.get(f"/responses/{response_id}") for response_id in response_ids]
+    return all(answer.json()["status"] == "completed" for answer in answers)
+
+
+async def assert_one_outcome(http: httpx.AsyncClient, answers: list[httpx.Response]) -> None:
+    """What the adopter recorded of the foreground runs is what their clients, still connected, were told (B6, W4)."""
+    told = [answers[0].json(), events_of(answers[1].content)[-1]["response"]]
+    for response in told:
+        assert response["status"] == "failed"
+        assert response["error"]["code"] == "server_error"
+        assert (await http.get(f"/responses/{response['id']}")).json() == response
+
+
+async def assert_goes_on(http: httpx.AsyncClient, storage: Storage, others: set[str]) -> None:
+    """The once suspected worker, now the only one, runs what comes, under an id that nobody declared dead."""
+    client = Client(http, count=5)
+    await client.whole()
+    row = await row_of(storage, client.response_id)
+    assert (row.status, row.attempt) == ("completed", 1)
+    assert row.owner not in others
+    assert client.resets() == 1
+
+
+async def test_a_dead_worker_whose_watch_message_was_slept_through_is_found_by_the_sweep_alone(
+    cluster: Deployment, http: httpx.AsyncClient
+) -> None:
+    first = await paused_worker(cluster)
+    orphan = Client(http, count=30, delay=0.1, checkpoint_every=5)
+    await orphan.reached(12)
+    first.kill()
+    died = time.monotonic()
+    busy = await paused_worker(cluster)
+    unharmed = Client(http, count=90, delay=0.1)
+    await unharmed.reached(8)
+    sweeper = await paused_worker(cluster)
+    await sweep(sweeper)
+    assert "is dead" not in sweeper.log() or time.monotonic() - died > float(SHORT["RESPONSES_STALE_AFTER"])
+
+    async def found() -> bool:
+        await sweep(sweeper)
+        return orphan.resets() > 1
+
+    await eventually(found, "the orphan goes on", PATIENCE_SECONDS)
+    async with cluster.storage() as storage:
+        for client, resets in ((orphan, 2), (unharmed, 1)):
+            await client.whole()
+            await check_response(storage, "local", client.response_id, seen=[client.frames])
+            assert client.resets() == resets
+        final = sse.decode(orphan.frames[-1])["response"]
+        assert numbers_in(final) == list(range(30))
+        unharmed_row = await row_of(storage, unharmed.response_id)
+        assert (unharmed_row.generation, unharmed_row.attempt) == (1, 1), "a worker with a heartbeat was swept away"
+    assert sweeper.log().count("is dead") == 1
+    assert "is dead" not in busy.log()
+
+
+async def paused_worker(cluster: Deployment) -> FunctionHost:
+    return await cluster.start("--only", "queue", "--no-timers", **PAUSED, **SHORT)
+
+
+async def sweep(host: FunctionHost) -> None:
+    """Let the timer function run now, to its end."""
+    before = host.log().count("sweep succeeded")
+    async with httpx.AsyncClient(base_url=host.base_url, timeout=30) as admin:
+        answer = await admin.post("/admin/functions/sweep", json={})
+    assert answer.status_code == 202, answer.text
+    await host.until(lambda: host.log().count("sweep succeeded") > before, 30, "to have swept")
