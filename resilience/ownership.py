@@ -17,8 +17,8 @@ The claim, in its order; nobody in this process claims or runs the same response
 3. If an owner was named: break its lease. From here on its appends are refused.
 4. Acquire the lease with the id of step 2. Held by somebody: from 1; while the row names us, we go through it again
    with a break. The log is gone: the response was deleted under us, `Reason.NO_ROW`.
-5. Read the row once more. Not ours any longer: release, leave (`Reason.ELSEWHERE`). This catches a challenger
-   that slept between 2 and 4.
+5. Read the row once more. Not ours any longer: release, and from 1 again (who cancelled meanwhile counts on the owner
+   for the terminal frame). This catches a challenger that slept between 2 and 4.
 6. Read the end of the log.
 
 The first claim of a response skips 5 and 6: the log is empty, its position 0 is known, and the first append is
@@ -183,12 +183,10 @@ async def _take_log(storage: Storage, row: ResponseRow, *, displace: bool, first
             return EMPTY
         if not await _still_ours(storage, row):
             await storage.log.release(name, row.lease_id)
-            return Reason.ELSEWHERE
+            return None
         return await read_log_end(storage.log, row)
-    except LeaseHeld:
+    except (LeaseHeld, PreconditionFailed):  # the latter: the release met a successor that has broken our lease
         return None
-    except PreconditionFailed:  # the release met a successor: it has broken our lease already
-        return Reason.ELSEWHERE
     except NotFound:
         return Reason.NO_ROW
 

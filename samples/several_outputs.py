@@ -32,9 +32,11 @@ async def handler(
 
     question = await context.get_input_text()
     outputs = [
-        stream.output_item_reasoning_item(slowly(f"The question has {len(question.split())} words.")),
-        stream.output_item_message(slowly(f"You said: {question}")),
-        stream.output_item_message(slowly("In short: you said something.")),
+        stream.output_item_reasoning_item(
+            slowly(f"The question has {len(question.split())} words.", cancellation_signal)
+        ),
+        stream.output_item_message(slowly(f"You said: {question}", cancellation_signal)),
+        stream.output_item_message(slowly("In short: you said something.", cancellation_signal)),
     ]
     # An output takes its place in the response when it begins; those that are persisted already are never begun.
     for output in outputs[len(stream.response["output"]) :]:
@@ -50,8 +52,10 @@ async def handler(
     yield stream.emit_completed()
 
 
-async def slowly(text: str) -> AsyncGenerator[str]:
-    """The words of a text at the pace of somebody who thinks."""
+async def slowly(text: str, cancellation_signal: asyncio.Event) -> AsyncGenerator[str]:
+    """The words of a text at the pace of somebody who thinks, as long as somebody listens."""
     for number, word in enumerate(text.split()):
         await asyncio.sleep(SECONDS_PER_WORD)
+        if cancellation_signal.is_set():
+            return
         yield word if number == 0 else f" {word}"

@@ -125,10 +125,14 @@ class Run:
     def kills(self) -> int:
         return sum(slot.kills for slot in self.slots)
 
+    @property
+    def responses(self) -> int:
+        return sum(told.answered for told in self.traffic.told)
+
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(REPORT_SECONDS)
-            self._say(f"{self.kills} kills, {len(self.traffic.told)} responses, {self.traffic.under_way} under way")
+            self._say(f"{self.kills} kills, {self.responses} responses, {self.traffic.under_way} under way")
 
     def _say(self, text: str) -> None:
         click.echo(f"{time.strftime('%H:%M:%S')} {text}")
@@ -147,7 +151,7 @@ class Run:
             "modes: " + _counted(per_mode(self.traffic.told)),
             "outcomes: " + _counted(self.outcomes),
             *left,
-            f"chaos: {self.kills} kills, {len(self.traffic.told)} responses, {len(self.violations)} violations; "
+            f"chaos: {self.kills} kills, {self.responses} responses, {len(self.violations)} violations; "
             f"again: make chaos SECONDS={self.seconds:.0f} SEED={self.seed}; details: {self.directory}",
         ]
 

@@ -51,7 +51,7 @@ FRAGILE = "tests.chaos.agent:fragile_app"
 ROLES = (
     Role("http", ("--only", "http")),
     Role("fragile", ("--only", "http"), {"RESPONSES_AGENT": FRAGILE}),
-    Role("queue", ("--only", "queue")),
+    Role("queue", ("--only", "queue"), {"RESPONSES_EAGER_START": "false"}),
     Role("short", ("--only", "queue"), {"RESPONSES_HANDOVER_AFTER": "4"}),
     Role("eager", (), {"RESPONSES_EAGER_START": "true"}),
 )

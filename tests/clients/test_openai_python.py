@@ -12,6 +12,7 @@ from openai import AsyncOpenAI
 from openai.types.responses import Response
 from pydantic import BaseModel
 
+from tests.clients.conftest import NO_MODEL
 from tests.support import stream_oracle
 from tests.support.azurite import AzuriteServer
 from tests.support.servers import Deployment, deployment, frames_of
@@ -22,7 +23,7 @@ TERMINAL = ("completed", "failed", "incomplete", "cancelled")
 @pytest.fixture(scope="module")
 def server(azurite: AzuriteServer) -> Iterator[Deployment]:
     """The example agent, as `make start` runs it."""
-    with deployment(azurite, agent="agent:app") as made:
+    with deployment(azurite, agent="agent:app", **NO_MODEL) as made:
         made.start_blocking()
         yield made
 

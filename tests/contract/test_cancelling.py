@@ -42,8 +42,13 @@ class Actor:
                 await (signal.wait() if plot == "stay" else asyncio.Event().wait())
             finally:
                 self.left = True
-        ends = {"failed": stream.emit_failed, "incomplete": stream.emit_incomplete}
-        yield ends.get(plot, stream.emit_completed)()
+        match plot:
+            case "failed":
+                yield stream.emit_failed()
+            case "incomplete":
+                yield stream.emit_incomplete()
+            case _:
+                yield stream.emit_completed()
 
 
 async def cancel(server: ApiServer, response_id: str) -> Any:
@@ -158,12 +163,10 @@ async def test_shutdown_is_no_cancel_until_a_client_cancels_too(resilient: bool)
         context, signal = server.runs[0], actor.signal
         assert signal is not None
         await until(context.shutdown.is_set)
-        assert not signal.is_set()
-        assert not context.client_cancelled
+        assert (signal.is_set(), context.client_cancelled) == (False, False)
         assert (await server.get(response_id)).json()["status"] == "in_progress"
         assert (await cancel(server, response_id)).json()["status"] == "cancelled"
         await until(signal.is_set)
-        assert context.client_cancelled
-        assert context.shutdown.is_set()
+        assert (context.client_cancelled, context.shutdown.is_set()) == (True, True)
         await draining
         assert (await server.get(response_id)).json()["status"] == "cancelled"

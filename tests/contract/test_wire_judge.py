@@ -22,11 +22,17 @@ ERROR: Json = {"message": "m", "type": "t", "param": None, "code": None, "additi
 
 
 def json_answer(body: Json, status: int = 200) -> httpx.Response:
-    return httpx.Response(status, headers={**HEADERS, "content-type": "application/json"}, content=json.dumps(body))
+    return httpx.Response(
+        status,
+        headers={**HEADERS, "content-type": "application/json"},
+        stream=httpx.ByteStream(json.dumps(body).encode()),
+    )
 
 
 def stream_answer(*frames: bytes, **headers: str) -> httpx.Response:
-    return httpx.Response(200, headers={**HEADERS, **EVENT_STREAM_HEADERS, **headers}, content=b"".join(frames))
+    return httpx.Response(
+        200, headers={**HEADERS, **EVENT_STREAM_HEADERS, **headers}, stream=httpx.ByteStream(b"".join(frames))
+    )
 
 
 def frame(number: int, name: str, response: Json) -> bytes:
@@ -69,8 +75,17 @@ RIGHT: dict[str, Callable[[], list[httpx.Response]]] = {
     "deleted": lambda: [json_answer({"id": RESPONSE_ID, "object": "response.deleted", "deleted": True})],
 }
 
+
+def response_without(name: str) -> Callable[[], list[httpx.Response]]:
+    return lambda: [json_answer(without(FINAL, name))]
+
+
+def error_without(name: str) -> Callable[[], list[httpx.Response]]:
+    return lambda: [json_answer({"error": without(ERROR, name)}, 404)]
+
+
 WRONG: dict[str, Callable[[], list[httpx.Response]]] = {
-    **{f"without-{name}": lambda name=name: [json_answer(without(FINAL, name))] for name in FINAL},
+    **{f"without-{name}": response_without(name) for name in FINAL},
     "null-tools": lambda: [json_answer({**FINAL, "tools": None})],
     "wrong-type": lambda: [json_answer({**FINAL, "temperature": "1"})],
     "half-a-tool": lambda: [json_answer({**FINAL, "tools": [{"type": "function", "name": "f"}]})],
@@ -101,9 +116,7 @@ WRONG: dict[str, Callable[[], list[httpx.Response]]] = {
     "list-of-broken-items": lambda: [json_answer(item(role=7))],
     "list-with-internal-metadata": lambda: [json_answer(item(internal_metadata={}))],
     "list-with-another-end": lambda: [json_answer({**item(), "last_id": "msg_2"})],
-    **{
-        f"error-without-{name}": lambda name=name: [json_answer({"error": without(ERROR, name)}, 404)] for name in ERROR
-    },
+    **{f"error-without-{name}": error_without(name) for name in ERROR},
     "error-of-another-request": lambda: [
         json_answer({"error": {**ERROR, "additionalInfo": {"request_id": "req_2"}}}, 404)
     ],

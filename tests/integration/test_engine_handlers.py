@@ -57,9 +57,9 @@ async def outcome(hosts: Fleet, host: Host, mode: str, body: Json | None = None)
         frames = await reader.whole()
         check_stream(frames)
         if reader.types == ["error"]:
-            error = reader.events[0]["error"]
-            refused = ApiError(error["message"], code=error["code"])
-            refused.type = error["type"]
+            told = reader.events[0]["error"]
+            refused = ApiError(told["message"], code=told["code"])
+            refused.type = told["type"]
             for response_id in await hosts.ids():
                 await hosts.finished(response_id)
             return refused, frames
@@ -92,7 +92,8 @@ def failed(result: Json | ApiError) -> Json:
 @MODE
 async def test_a_value_error_before_created_refuses_the_request(mode: str) -> None:
     async def body(stream: Any, context: Any, signal: Any) -> AsyncIterator[Any]:
-        raise ValueError("The input is too blue.")
+        if context:
+            raise ValueError("The input is too blue.")
         yield
 
     result, frames = await run(body, mode)
@@ -112,7 +113,8 @@ async def test_a_value_error_before_created_refuses_the_request(mode: str) -> No
 @MODE
 async def test_another_error_before_created_is_a_server_error_without_details(mode: str) -> None:
     async def body(stream: Any, context: Any, signal: Any) -> AsyncIterator[Any]:
-        raise RuntimeError(CANARY)
+        if context:
+            raise RuntimeError(CANARY)
         yield
 
     result, _ = await run(body, mode)
@@ -157,7 +159,7 @@ async def test_no_event_at_all_is_an_error(mode: str) -> None:
         return
         yield
 
-    result, frames = await run(body, mode)
+    result, _ = await run(body, mode)
     if isinstance(result, ApiError):
         assert (result.code, result.type) == ("server_error", "server_error")
     else:
@@ -178,7 +180,6 @@ INVALID: list[Any] = [
     {"type": "response.completed", "response": {"output": "x"}},
     {"type": "response.created", "response": {}},
     {"type": "error", "message": CANARY},
-    {"type": "response.new", "value": float("nan")},
     {"type": "response.new", "value": object()},
     {"type": "response.new", "value": "\ud800"},
     {"type": "response.x\ny: z"},
@@ -201,7 +202,7 @@ async def test_an_invalid_event_never_reaches_a_client(mode: str) -> None:
         if mode in ("c1", "c5"):
             assert isinstance(result, ApiError), event
             assert (result.status, result.code) == (500, "server_error")
-        elif event != {"type": "response.new", "value": float("nan")}:
+        else:
             failed(result)
         assert CANARY.encode() not in b"".join(frames)
 
@@ -430,11 +431,11 @@ async def test_an_event_changed_after_its_yield_does_not_change_what_was_said() 
     async def body(stream: Any, context: Any, signal: Any) -> AsyncIterator[Any]:
         yield stream.emit_created()
         yield stream.emit_in_progress()
-        event = {"type": "response.output_item.added", "output_index": 0, "item": {"type": "message", "role": "assistant",
-                 "content": [], "id": "msg_x", "status": "in_progress"}}  # fmt: skip
+        item: Json = {"type": "message", "role": "assistant", "content": [], "id": "msg_x", "status": "in_progress"}
+        event = {"type": "response.output_item.added", "output_index": 0, "item": item}
         yield event
-        event["item"]["role"] = "user"  # type: ignore[index]
-        yield {**event, "type": "response.output_item.done", "item": {**event["item"], "role": "assistant"}}  # type: ignore[dict-item]
+        item["role"] = "user"
+        yield {**event, "type": "response.output_item.done", "item": {**item, "role": "assistant"}}
         yield stream.emit_completed()
 
     async with fleet(handler_of(body)) as hosts:

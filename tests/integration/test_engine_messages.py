@@ -18,8 +18,21 @@ EVENT_LOOP = VirtualTimeLoop
 
 STREAM = pytest.mark.parametrize("stream", [False, True])
 
-GARBAGE = ["", "x", "{}", "[]", "null", '{"v":1}', '{"v":2,"tenant":"a","id":"b"}', '{"v":1,"tenant":"a","id":"b"}',
-           '{"v":1,"tenant":"","id":""}', '{"v":1,"tenant":1,"id":2}', '{"v":1,"worker":""}', "\x00", "é" * 1000]  # fmt: skip
+GARBAGE = [
+    "",
+    "x",
+    "{}",
+    "[]",
+    "null",
+    '{"v":1}',
+    '{"v":2,"tenant":"a","id":"b"}',
+    '{"v":1,"tenant":"a","id":"b"}',
+    '{"v":1,"tenant":"","id":""}',
+    '{"v":1,"tenant":1,"id":2}',
+    '{"v":1,"worker":""}',
+    "\x00",
+    "é" * 1000,
+]
 
 
 @STREAM

@@ -25,6 +25,9 @@ PRINCIPAL = "local"
 HAND_OVER_SECONDS = 2.0
 """At the 95th percentile: from the signal to the first event that the next worker adds."""
 
+START_SECONDS = 2.0
+"""What the start of a worker takes at most where nothing else runs."""
+
 type Json = dict[str, Any]
 
 
@@ -36,7 +39,7 @@ def journal(tmp_path: Path) -> Journal:
 @pytest.fixture
 def cluster(azurite: AzuriteServer, journal: Journal) -> Iterator[Deployment]:
     """No process yet; each test starts its own."""
-    with deployment(azurite, AGENT, PHASES_JOURNAL=str(journal.path), PHASES_GRACE="1") as made:
+    with deployment(azurite, AGENT, PHASES_JOURNAL=str(journal.path), PHASES_GRACE="2") as made:
         yield made
 
 
@@ -72,8 +75,8 @@ class Client:
         return None
 
 
-async def check_ended(cluster: Deployment, journal: Journal, client: Client) -> list[int]:
-    """The invariants, and every phase done once, in order; which lifetime did each."""
+async def check_ended(cluster: Deployment, journal: Journal, client: Client) -> int:
+    """The invariants, and every phase done once, in order; how many hand-overs it took."""
     entries = journal.lines("entered", client=client.name)
     assert client.final["status"] == "completed"
     async with cluster.storage() as storage:
@@ -87,13 +90,14 @@ async def check_ended(cluster: Deployment, journal: Journal, client: Client) -> 
             generation_of=lifetime_of,
         )
     assert [entry["lifetime"] for entry in entries] == list(range(len(entries)))
+    assert [entry["is_recovery"] for entry in entries] == [False] + [True] * (len(entries) - 1)
     assert stored.row.generation == len(entries)
     assert stored.row.attempt == 1, "a hand-over counts as a failed attempt"
     done = [re.fullmatch(r"L(\d+)_phase(\d+)", text) for text in markers(client.final)]
     assert [match and int(match[2]) for match in done] == list(range(len(done)))
     lifetimes = [int(match[1]) for match in done if match]
     assert lifetimes == sorted(lifetimes)
-    return lifetimes
+    return len(entries) - 1
 
 
 def lifetime_of(event: Json) -> int | None:
@@ -104,36 +108,40 @@ def lifetime_of(event: Json) -> int | None:
 async def test_workers_are_replaced_one_after_another_under_running_responses(
     cluster: Deployment, journal: Journal
 ) -> None:
+    replaced = 3
     front, worker = await asyncio.gather(cluster.start("--only", "http"), draining_worker(cluster))
     silences: list[float] = []
+    starts: list[float] = []
     async with httpx.AsyncClient(base_url=front.base_url, timeout=90) as http:
-        exiting = {"checkpoints": True, "phases": 100, "pace": 0.25, "on_shutdown": "exit"}
-        streams = [Client(http, exiting, stream=True) for _ in range(10)]
+        exiting = {"checkpoints": True, "leaves": replaced, "pace": 0.3, "on_shutdown": "exit"}
+        streams = [Client(http, exiting, stream=True) for _ in range(6)]
         # An error while the worker stops belongs to the stop: it is no failure of the response.
         others = [Client(http, {**exiting, "on_shutdown": "raise"}, stream=stream) for stream in (True, False)]
-        await journal.reached("entered", 12, 60)
-        for _ in range(3):
+        for lifetime in range(replaced):
+            await journal.reached("entered", (lifetime + 1) * len(streams + others), 60)
+            began = time.monotonic()
             successor = await draining_worker(cluster)
-            worker.terminate()
             signalled = time.monotonic()
-            assert await until(lambda since=signalled: all(each.reset_after(since) for each in streams), 30)
+            worker.terminate()
+            assert await until(lambda since=signalled: all(each.reset_after(since) for each in streams), 60)  # type: ignore[misc]
+            starts.append(signalled - began)
             silences += [(each.reset_after(signalled) or 0) - signalled for each in streams]
             assert await worker.wait_ended(30) == 0
             worker = successor
         await asyncio.wait_for(asyncio.gather(*(each.task for each in streams + others)), 60)
     for client in streams + others:
-        lifetimes = await check_ended(cluster, journal, client)
-        assert set(lifetimes) == {0, 1, 2, 3}, "a worker did nothing before it was replaced"
-    silences.sort()
-    p95 = silences[int(len(silences) * 0.95) - 1]
-    assert p95 <= HAND_OVER_SECONDS, f"p95 {p95:.2f} s, worst {silences[-1]:.2f} s"
+        assert await check_ended(cluster, journal, client) == replaced
+    p95 = sorted(silences)[int(len(silences) * 0.95) - 1]
+    # On a machine with other work everything takes longer, as the start of a worker shows.
+    slowness = max(1.0, sorted(starts)[len(starts) // 2] / START_SECONDS)
+    assert p95 <= HAND_OVER_SECONDS * slowness, f"p95 {p95:.2f} s of {sorted(silences)}, {slowness:.1f} times slower"
 
 
 async def draining_worker(cluster: Deployment) -> FunctionHost:
     return await cluster.start("--only", "queue", "--grace", str(HOST_GRACE))
 
 
-LIMITED = ("--function-timeout", "5")
+LIMITED = ("--function-timeout", "6")
 """The host ends a process in which a function runs longer."""
 BEFORE_LIMIT = {"RESPONSES_HANDOVER_AFTER": "1.5"}
 
@@ -144,16 +152,18 @@ async def test_run_of_several_time_limits_length_ends_without_losing_its_process
     front, worker = await asyncio.gather(
         cluster.start("--only", "http"), cluster.start("--only", "queue", *LIMITED, **BEFORE_LIMIT)
     )
-    script = {"checkpoints": True, "phases": 30, "pace": 0.4}
+    script = {"checkpoints": True, "pace": 0.3}
+    # More often than a response may be tried: none of these counts as a failed attempt.
+    exiting = {**script, "on_shutdown": "exit", "leaves": 6}
     async with httpx.AsyncClient(base_url=front.base_url, timeout=90) as http:
-        leaving = [Client(http, {**script, "on_shutdown": "exit"}, stream=stream) for stream in (True, False)]
-        ignoring = Client(http, {**script, "on_shutdown": "ignore"}, stream=True)
-        await asyncio.wait_for(asyncio.gather(*(each.task for each in (*leaving, ignoring))), 90)
-    for client in leaving:
-        assert max(await check_ended(cluster, journal, client)) > 5, "fewer lifetimes than attempts a response has"
-    assert max(await check_ended(cluster, journal, ignoring)) > 2
+        clients = [Client(http, exiting, stream=stream) for stream in (True, False)]
+        clients.append(Client(http, {**script, "on_shutdown": "ignore", "leaves": 4}, stream=True))
+        await asyncio.wait_for(asyncio.gather(*(each.task for each in clients)), 90)
+    for client, leaves in zip(clients, (6, 6, 4), strict=True):
+        assert await check_ended(cluster, journal, client) == leaves
     assert worker.running
     assert {line["pid"] for line in journal.lines("entered")} == {worker.pid}
+    assert "run_response failed" not in worker.log()
 
 
 async def test_foreground_runs_end_before_the_time_limit_ends_their_process(cluster: Deployment) -> None:

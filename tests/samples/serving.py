@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from api.process import load_app
 from resilience import ResponseContext, ResponseEventStream
 from samples import several_outputs, streaming_deltas, upstream_model
 from tests.support import api_server
-from tests.support.api_server import ApiServer, Script
+from tests.support.api_server import SETTINGS, ApiServer, Script
+
+# Longer than a test waits: a sample that overlooks its cancellation is not stopped by the engine before.
+PATIENT = replace(SETTINGS, cancel_grace=60.0)
 
 
 @asynccontextmanager
@@ -19,7 +23,7 @@ async def sample(name: str) -> AsyncGenerator[ApiServer]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (several_outputs, streaming_deltas):
             patch.setattr(module, "SECONDS_PER_WORD", 0.001)
-        async with api_server.serving(app=load_app(f"samples.{name}:app")) as server:
+        async with api_server.serving(app=load_app(f"samples.{name}:app"), settings=PATIENT) as server:
             yield server
 
 

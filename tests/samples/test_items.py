@@ -92,9 +92,13 @@ async def test_several_outputs_go_on_in_another_worker_behind_what_is_finished(m
 
 async def test_several_outputs_stop_when_they_are_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     async with sample("several_outputs") as server:
-        monkeypatch.setattr(several_outputs, "SECONDS_PER_WORD", 0.03)
-        response = (await server.post(input="Tell me", background=True)).json()
-        await until(lambda: bool(server.engine.runtime.running))
+        monkeypatch.setattr(several_outputs, "SECONDS_PER_WORD", 0.05)
+        response = (await server.post(input="word " * 5000, background=True)).json()
+
+        async def the_long_one_has_begun() -> bool:
+            return len((await server.get(response["id"])).json()["output"]) > 0
+
+        await until(the_long_one_has_begun)
         await server.client.post(f"/v1/responses/{response['id']}/cancel")
         await until(lambda: not server.engine.runtime.running)
         ended = (await server.get(response["id"])).json()

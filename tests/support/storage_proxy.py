@@ -97,7 +97,7 @@ class StorageProxy:
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, gate: asyncio.Event | None = None) -> None:
-    with suppress(ConnectionError):
+    with suppress(OSError):
         while data := await source.read(1 << 16):
             if gate is not None:
                 await gate.wait()

@@ -44,7 +44,7 @@ def repository_files() -> list[Path]:
     return [name for name in names if name.is_file()]
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-clients.txt"])
 def test_every_direct_dependency_is_pinned(name: str) -> None:
     lines = [line.strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
     requirements = [line for line in lines if line and not line.startswith(("#", "-r "))]

@@ -6,6 +6,7 @@ response's internal metadata; without, `is_recovery` tells the first from the ot
 The input's text is a JSON object. Keys, all optional:
 
 - `phases`, `pace`: so many phases (3), each of so many seconds (0);
+- `leaves`: before that lifetime (0) it never comes to an end, but begins one phase after another;
 - `checkpoints`: `true` persists every phase and goes on after the last persisted one; otherwise nothing is kept;
 - `stay_in`: the phase that the first lifetime does not leave by itself, with half of its text said;
 - `on_shutdown`: `ignore` (default), `finish` (hurry to the end), `exit` (for recovery), `raise`;
@@ -16,6 +17,7 @@ every entry (`entered`, with what the handler was given) and every phase in whic
 """
 
 import asyncio
+import itertools
 import json
 import os
 import time
@@ -47,7 +49,9 @@ async def handler(
     yield stream.emit_in_progress()
     if script.get("checkpoints"):
         yield stream.checkpoint()
-    for phase in range(len(stream.response["output"]), int(script.get("phases", 3))):
+    for phase in itertools.count(len(stream.response["output"])):
+        if phase >= int(script.get("phases", 3)) and lifetime >= int(script.get("leaves", 0)):
+            break
         message = stream.add_output_item_message()
         yield message.emit_added()
         text = message.add_text_content()

@@ -1,0 +1,113 @@
+"""The life, death and neighbours of a run over a real emulator, in real time: what memory cannot vouch for."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from storage.azure import AzureDriver
+from storage.connection import StorageSettings
+from storage.driver import CONTAINERS, QUEUES, TABLES
+from tests.support.engines import PRINCIPAL, Fleet, background, fleet, until
+from tests.support.handlers import Teller, entry_of, text_of
+from tests.support.invariants import check_nothing_left, check_response
+
+FAST: dict[str, Any] = {
+    "watch_visibility": 1.0,
+    "watch_push_interval": 0.3,
+    "cancel_poll_interval": 0.4,
+    "idle_close_after": 0.5,
+    "missing_row_patience": 3.0,
+}
+
+
+@pytest.fixture
+def settings(azurite_environment: Mapping[str, str]) -> StorageSettings:
+    return StorageSettings.from_environment(azurite_environment)
+
+
+@asynccontextmanager
+async def real_fleet(handler: Any, settings: StorageSettings) -> AsyncIterator[Fleet]:
+    async with fleet(handler, lambda: AzureDriver(settings)) as hosts:
+        await hosts.storage.driver.ensure(CONTAINERS, TABLES, QUEUES)
+        yield hosts
+
+
+async def test_a_killed_owner_is_replaced_and_the_stream_goes_on(settings: StorageSettings) -> None:
+    async with real_fleet(Teller(12, pause=0.2, checkpoints=True), settings) as hosts:
+        api = hosts.host(queues=False, **FAST)
+        first = hosts.host(**FAST, segment_blocks=5)
+        reader = await api.stream(background())
+        response_id = await reader.response_id()
+        await reader.until(8)
+        hosts.host(**FAST, segment_blocks=5)
+        await first.crash()
+        full = await reader.whole(seconds=40)
+        row = await hosts.finished(response_id)
+        assert row.status == "completed"
+        resumed = await api.replay(response_id, 5)
+        stored = await check_response(
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            seen=[full, await resumed.whole()],
+            entries=len(hosts.entries[response_id]),
+            crashes=1,
+            generation_of=entry_of,
+        )
+        assert full == stored.frames
+        assert full[6:] == resumed.frames
+        words = text_of(stored.snapshot or {}).split()
+        assert [word.partition("n")[2] for word in words] == [str(number) for number in range(12)]
+        await api.delete(response_id)
+        await check_nothing_left(hosts.storage, PRINCIPAL, response_id)
+
+
+async def test_a_stopped_owner_that_goes_on_is_refused_by_the_service(settings: StorageSettings) -> None:
+    async with real_fleet(Teller(15, pause=0.2), settings) as hosts:
+        api = hosts.host(queues=False, **FAST)
+        zombie = hosts.host(**FAST)
+        reader = await api.stream(background())
+        response_id = await reader.response_id()
+        await reader.until(5)
+        worker = zombie.engine.runtime.worker.id
+        zombie.pause()
+        zombie.stop_serving()
+        rescuer = hosts.host(**FAST)
+        await rescuer.inside(rescuer.engine.watch_message(json.dumps({"v": 1, "worker": worker})))
+        await until(lambda: len(hosts.entries[response_id]) == 2, seconds=15)
+        await asyncio.sleep(0.6)
+        zombie.resume()
+        full = await reader.whole(seconds=40)
+        await hosts.finished(response_id)
+        await asyncio.sleep(1)
+        stored = await check_response(
+            hosts.storage, PRINCIPAL, response_id, entries=2, lost_leases=1, seen=[full], generation_of=entry_of
+        )
+        assert stored.row.status == "completed"
+
+
+async def test_every_mode_ends_and_a_cancel_from_elsewhere_arrives(settings: StorageSettings) -> None:
+    async with real_fleet(Teller(4, pause=0.05), settings) as hosts:
+        host, other = hosts.host(**FAST, eager_start=True), hosts.host(queues=False, **FAST)
+        response = await host.create({"input": "x" * 60_000})
+        assert response["status"] == "completed"
+        assert await other.get(response["id"]) == response
+        foreground = await host.stream({"input": "hi"})
+        seen = await foreground.whole()
+        await check_response(hosts.storage, PRINCIPAL, await foreground.response_id(), seen=[seen])
+        polled = (await host.create(background()))["id"]
+        assert (await hosts.finished(polled)).status == "completed"
+        hosts.handler = Teller(200, pause=0.1)
+        reader = await host.stream(background())
+        response_id = await reader.response_id()
+        await other.cancel(response_id)
+        began = asyncio.get_running_loop().time()
+        await until(hosts.entries[response_id][0].signal.is_set, seconds=5)
+        assert asyncio.get_running_loop().time() - began < 1.5
+        seen = await reader.whole(seconds=10)
+        await hosts.finished(response_id, seconds=20)
+        await check_response(hosts.storage, PRINCIPAL, response_id, cancelled=True, seen=[seen])

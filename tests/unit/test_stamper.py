@@ -1,0 +1,163 @@
+"""Events become frames: numbered without a gap, checked, filled, folded (B9, B23, B30, R7, R12, W4)."""
+
+from typing import Any
+
+import pytest
+
+from protocol import sse
+from protocol.events import InvalidEvent
+from protocol.response import new_response
+from resilience.stamper import Ending, Stamped, Stamper
+
+RESPONSE_ID = "resp_" + "a" * 50
+
+BASE = new_response({"model": "m"}, response_id=RESPONSE_ID, created_at=7)
+
+
+def stamper(last: int = -1, *, recovery: bool = False, base: dict[str, Any] | None = None) -> Stamper:
+    return Stamper(base or BASE, last_sequence=last, recovery=recovery, now=lambda: 99)
+
+
+def lifecycle(name: str, **response: Any) -> dict[str, Any]:
+    return {"type": f"response.{name}", "response": {**BASE, **response}}
+
+
+def item(name: str = "added", index: int = 0, **fields: Any) -> dict[str, Any]:
+    message = {"type": "message", "role": "assistant", "content": [], **fields}
+    return {"type": f"response.output_item.{name}", "output_index": index, "item": message}
+
+
+def decoded(result: list[Stamped] | Ending) -> list[dict[str, Any]]:
+    assert isinstance(result, list)
+    return [sse.decode(each.frame) for each in result]
+
+
+def test_numbers_go_on_from_the_last_one_without_a_gap() -> None:
+    stamp = stamper(last=41, recovery=True)
+    assert stamp.begun
+    frames = stamp.stamp(lifecycle("in_progress"))
+    assert [event["sequence_number"] for event in decoded(frames)] == [42]
+    assert stamp.last_sequence == 42
+
+
+def test_a_suppressed_event_takes_no_number() -> None:
+    """R7: created stands once."""
+    stamp = stamper(last=4, recovery=True)
+    assert stamp.stamp(lifecycle("created")) == []
+    assert stamp.last_sequence == 4
+    assert decoded(stamp.stamp(lifecycle("in_progress")))[0]["sequence_number"] == 5
+
+
+def test_an_invalid_event_takes_no_number() -> None:
+    stamp = stamper()
+    stamp.stamp(lifecycle("created"))
+    with pytest.raises(InvalidEvent):
+        stamp.stamp({"type": "response.output_text.delta"})
+    with pytest.raises(InvalidEvent):
+        stamp.stamp(item("done", 3))
+    assert stamp.last_sequence == 0
+    assert decoded(stamp.stamp(lifecycle("in_progress")))[0]["sequence_number"] == 1
+
+
+def test_the_handlers_own_numbers_do_not_count() -> None:
+    stamp = stamper()
+    assert decoded(stamp.stamp({**lifecycle("created"), "sequence_number": 17}))[0]["sequence_number"] == 0
+
+
+def test_created_twice_is_an_error_in_the_first_entry_and_in_a_recovered_one() -> None:
+    for stamp in (stamper(), stamper(last=3, recovery=True)):
+        stamp.stamp(lifecycle("created"))
+        with pytest.raises(InvalidEvent):
+            stamp.stamp(lifecycle("created"))
+
+
+def test_a_first_event_that_is_not_created_is_an_error() -> None:
+    for event in (lifecycle("in_progress"), item(), lifecycle("completed")):
+        with pytest.raises(InvalidEvent):
+            stamper().stamp(event)
+
+
+def test_a_recovered_entry_whose_created_was_never_stored_gets_it() -> None:
+    stamp = stamper(recovery=True)
+    events = decoded(stamp.stamp(lifecycle("in_progress")))
+    assert [event["type"] for event in events] == ["response.created", "response.in_progress"]
+    assert [event["sequence_number"] for event in events] == [0, 1]
+
+
+def test_an_error_event_is_not_the_handlers_to_send() -> None:
+    stamp = stamper()
+    stamp.stamp(lifecycle("created"))
+    with pytest.raises(InvalidEvent):
+        stamp.stamp({"type": "error", "message": "x"})
+
+
+@pytest.mark.parametrize("name", ["completed", "failed", "incomplete"])
+def test_a_terminal_event_is_the_outcome_and_not_a_frame(name: str) -> None:
+    stamp = stamper()
+    stamp.stamp(lifecycle("created"))
+    stamp.stamp(item())
+    ending = stamp.stamp({"type": f"response.{name}", "response": {}})
+    assert isinstance(ending, Ending)
+    assert ending.snapshot["status"] == name
+    assert (ending.snapshot["completed_at"] == 99) == (name == "completed")
+    assert (ending.snapshot["error"] is not None) == (name == "failed")
+    assert len(ending.snapshot["output"]) == 1
+    assert stamp.last_sequence == 1
+
+
+def test_identity_and_flags_are_not_the_handlers_to_change() -> None:
+    stamp = stamper()
+    event = decoded(stamp.stamp(lifecycle("created", id="resp_other", created_at=1, store=False, background=True)))[0]
+    assert event["response"] == {**BASE, "status": "in_progress"}
+
+
+def test_snapshots_inside_events_hold_what_the_events_before_said() -> None:
+    stamp = stamper()
+    stamp.stamp(lifecycle("created"))
+    stamp.stamp(item())
+    part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+    place = {"item_id": "x", "output_index": 0, "content_index": 0}
+    stamp.stamp({"type": "response.content_part.added", **place, "part": part})
+    stamp.stamp({"type": "response.output_text.delta", **place, "delta": "abc", "logprobs": []})
+    assert stamp.snapshot()["output"][0]["content"][0]["text"] == "abc"
+
+
+def test_items_are_completed_with_what_every_item_has() -> None:
+    """B20, B21, W3."""
+    base = new_response({"agent_reference": {"name": "a"}}, response_id=RESPONSE_ID, created_at=7)
+    stamp = stamper(base=base)
+    stamp.stamp(lifecycle("created"))
+    told = decoded(stamp.stamp(item()))[0]["item"]
+    assert told["response_id"] == RESPONSE_ID
+    assert told["id"].startswith("msg_")
+    assert told["status"] == "in_progress"
+    assert told["agent_reference"]["name"] == "a"
+
+
+def test_internal_metadata_is_folded_and_not_framed() -> None:
+    """R12."""
+    stamp = stamper()
+    (created,) = stamp.stamp(lifecycle("created", internal_metadata={"k": "canary"})) or []  # type: ignore[misc]
+    (added,) = stamp.stamp(item(internal_metadata={"k": "canary"})) or []  # type: ignore[misc]
+    assert b"canary" not in created.frame + added.frame
+    snapshot = stamp.snapshot()
+    assert snapshot["internal_metadata"] == {"k": "canary"}
+    assert snapshot["output"][0]["internal_metadata"] == {"k": "canary"}
+
+
+def test_what_somebody_waits_for_is_marked() -> None:
+    stamp = stamper()
+    assert [each.at_once for each in stamp.stamp(lifecycle("created")) or []] == [True]  # type: ignore[union-attr]
+    assert [each.at_once for each in stamp.stamp(item()) or []] == [False]  # type: ignore[union-attr]
+    done = stamp.stamp(item("done", id="msg_x", status="completed"))
+    assert [each.at_once for each in done or []] == [True]  # type: ignore[union-attr]
+
+
+def test_an_event_is_not_changed_and_not_kept() -> None:
+    stamp = stamper()
+    event = lifecycle("created", metadata={"k": "v"})
+    before = repr(event)
+    stamp.stamp(event)
+    assert repr(event) == before
+    event["response"]["metadata"]["k"] = "changed"
+    assert stamp.snapshot()["metadata"] == {"k": "v"}
