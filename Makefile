@@ -14,10 +14,10 @@ python := .venv/bin/python
 setup := interpreter=$$(sh scripts/find-python.sh) && "$$interpreter" scripts/setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup start func test test-clients chaos crash-points check format clean
+.PHONY: help setup start func test test-clients chaos fuzz crash-points bench-recovery check format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Make or refresh .venv and node_modules; every target below does this itself
 	@$(setup) python node
@@ -41,8 +41,14 @@ test-clients: ## Hold other people's clients against the server, unmodified: tes
 chaos: setup ## Kill, freeze and cut off real hosts under traffic, then judge every response: SECONDS=1800 SEED=1
 	@exec $(python) -m tests.chaos --seconds "$(SECONDS)" $(if $(SEED),--seed "$(SEED)")
 
+fuzz: setup ## Attack a server with 22,000 hostile requests: SEED=1
+	@$(python) -m tests.fuzz $(if $(SEED),--seed "$(SEED)") $(ARGS)
+
 crash-points: setup ## Kill a real host at every named point of the engine, in every mode that passes it
 	@exec $(python) -m tests.crash_points
+
+bench-recovery: setup ## Measure how long a response is silent when its worker goes (15 minutes); fewer: ARGS="--kills 5"
+	@exec $(python) -m benchmarks.recovery $(ARGS)
 
 check: ## Lint, formatting and types
 	@$(setup) python python-clients

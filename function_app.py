@@ -1,7 +1,7 @@
 """The triggers of the function app. Each calls one function elsewhere; what happens is in `api` and `resilience`.
 
-Every route stands under `/v1` and, for clients with a bare base URL, without it. `RESPONSES_STORAGE_PREFIX` goes in
-front of the queues' names. All functions are asynchronous and share one event loop.
+Every route of responses stands under `/v1` and, for clients with a bare base URL, without it.
+`RESPONSES_STORAGE_PREFIX` goes in front of the queues' names. All functions are asynchronous and share one event loop.
 """
 
 import os
@@ -71,6 +71,13 @@ async def cancel_response(req: Request) -> Response:
 @responses_route("GET", "/{response_id}/input_items")
 async def list_input_items(req: Request) -> Response:
     return await endpoints.list_input_items(req)
+
+
+# Without the version the path is taken: the HTTP extension answers it itself, with a description of its own.
+@app.function_name("openapi_document")
+@app.route(route="v1/openapi.json", methods=["GET"])
+async def openapi_document(req: Request) -> Response:
+    return await endpoints.describe(req)
 
 
 @app.function_name("healthz")

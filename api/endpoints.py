@@ -22,7 +22,9 @@ from api.incoming import (
 )
 from api.reply import Reply
 from api.settings import ApiSettings
+from api.version import VERSION
 from protocol.errors import InvalidRequest, ServiceUnavailable
+from protocol.openapi import document
 from protocol.requests import flags, parse_create, parse_list_query, parse_starting_after
 from resilience.engine import Call, Engine
 
@@ -62,6 +64,10 @@ class Endpoints:
     async def list_input_items(self, request: Request) -> Response:
         """`GET /responses/{response_id}/input_items`, with `limit`, `order`, `after` and `before`."""
         return await self._answer(request, _input_items)
+
+    async def describe(self, request: Request) -> Response:
+        """`GET /openapi.json`: the description of this API; touches nothing else."""
+        return Reply(request_id_of(request)).json(document(VERSION))
 
     async def is_ready(self, request: Request) -> Response:
         """`GET /readyz`: 200 if storage answers, else 503."""

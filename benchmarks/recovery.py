@@ -253,7 +253,7 @@ def say(text: str) -> None:
 @click.option("--eager/--no-eager", default=False, help="Workers may start a run without its queue message.")
 @click.option("--seed", type=int, default=0, help="For the pauses before the signals.")
 def main(kills: int, restarts: int, handovers: int, sweeps: int, eager: bool, seed: int) -> None:
-    """Measure how long a response is silent when its worker goes. The full run takes about 12 minutes."""
+    """Measure how long a response is silent when its worker goes. The full run takes about 15 minutes."""
     if not kills + restarts + handovers + sweeps:
         raise click.UsageError("there is nothing to measure")
     say(f"before: {machine()}")

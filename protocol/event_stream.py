@@ -19,7 +19,7 @@ from protocol.builders.whole_items import WholeItems
 from protocol.errors import failure
 from protocol.events import LIFECYCLE_STATUS, TERMINAL
 from protocol.fold import Fold
-from protocol.items import WITH_STATUS, complete_item, merge_agent_reference
+from protocol.items import complete_item, cut_short, merge_agent_reference
 from protocol.response import INTERNAL_METADATA, TERMINAL_STATUSES, fill_response, new_response
 from protocol.response import usage as whole_usage
 
@@ -31,9 +31,6 @@ _QUEUED = "response.queued"
 _IN_PROGRESS = "response.in_progress"
 _ITEM_ADDED = "response.output_item.added"
 _ITEM_DONE = "response.output_item.done"
-
-_NEVER_INCOMPLETE = frozenset({"image_generation_call", "apply_patch_call", "apply_patch_call_output"})
-"""Items whose status cannot be `incomplete`."""
 
 
 class EventStream[E, S](WholeItems[E, S]):
@@ -279,7 +276,7 @@ class EventStream[E, S](WholeItems[E, S]):
         if not snapshot.get(INTERNAL_METADATA):
             snapshot.pop(INTERNAL_METADATA, None)
         if snapshot["status"] in TERMINAL_STATUSES:
-            snapshot["output"] = [_cut_short(item) for item in snapshot["output"]]
+            snapshot["output"] = [cut_short(item) for item in snapshot["output"]]
         return snapshot
 
 
@@ -319,9 +316,3 @@ def _envelope(
     # The seed is this very response, so even what a handler cannot change is taken from it.
     seed = {key: value for key, value in response.items() if value is not None}
     return fill_response(response, {**fresh, **seed, "id": response_id}, status="in_progress")
-
-
-def _cut_short(item: Json) -> Json:
-    if item.get("type") in WITH_STATUS - _NEVER_INCOMPLETE and item.get("status") == "in_progress":
-        return {**item, "status": "incomplete"}
-    return item

@@ -79,6 +79,10 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
 }
 
 
+_NEVER_INCOMPLETE = frozenset({"image_generation_call", "apply_patch_call", "apply_patch_call_output"})
+"""Items whose status cannot be `incomplete`."""
+
+
 class InvalidItem(InvalidEvent):
     """An output item lacks what its type cannot do without."""
 
@@ -190,6 +194,14 @@ def complete_item(
     merged = merge_agent_reference(agent_reference, whole.get("agent_reference"))
     if merged is not None:
         whole["agent_reference"] = merged
+    return whole
+
+
+def cut_short(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An item as it is when its response ends before it did."""
+    whole = dict(item)
+    if whole.get("type") in WITH_STATUS - _NEVER_INCOMPLETE and whole.get("status") == "in_progress":
+        whole["status"] = "incomplete"
     return whole
 
 

@@ -6,9 +6,9 @@ does, so that they can be left out of the path that the client sees: `$.input[0]
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Discriminator
+from pydantic import BeforeValidator, Discriminator
 from pydantic_core import ErrorDetails
 
 from protocol.errors import INVALID_REQUEST, InvalidRequest
@@ -18,6 +18,16 @@ MAX_FAULTS = 32
 
 # Names of fields may come from the client, at any length.
 _LONGEST_NAME = 80
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+"""Takes a number without a fraction for an integer, however it is written: to JSON 20 and 20.0 are the same."""
+
+Integer = Annotated[int, WHOLE]
 
 OTHER = "<other>"
 """Tag of values that pass unseen: kinds of newer clients (W10)."""
@@ -41,19 +51,19 @@ def faults_of(errors: Iterable[ErrorDetails]) -> list[dict[str, Any]]:
     return [_fault_of(error) for error in errors]
 
 
-@dataclass(frozen=True)
 class ByType:
     """Tells objects apart by their type: a known one gets the tag `<type>`, any other one `OTHER`."""
 
     __name__ = "by_type"  # pydantic asks every discriminator for its name
-    known: tuple[str, ...]
-    type_of: Callable[[Mapping[str, Any]], object]
+
+    def __init__(self, known: Iterable[str], type_of: Callable[[Mapping[str, Any]], object]) -> None:
+        self.known = tuple(known)
+        self.type_of = type_of
+        self._tags = {name: f"<{name}>" for name in self.known}
 
     def __call__(self, value: Any) -> str | None:
-        kind = self.type_of(value) if isinstance(value, Mapping) else None
-        if not isinstance(kind, str) or not kind:
-            return None
-        return f"<{kind}>" if kind in self.known else OTHER
+        kind = self.type_of(value) if isinstance(value, dict) else None
+        return self._tags.get(kind, OTHER) if isinstance(kind, str) and kind else None
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ def own_type(value: Mapping[str, Any]) -> object:
 def by_type(known: Iterable[str], type_of: Callable[[Mapping[str, Any]], object] = own_type) -> Discriminator:
     """Tells objects apart by their type, see `ByType`."""
     return Discriminator(
-        ByType(tuple(known), type_of),
+        ByType(known, type_of),
         custom_error_type="not_an_object_with_a_type",
         custom_error_message="must be an object with a string `type`",
     )

@@ -6,9 +6,13 @@ Ids and statuses may be left out, as some clients do that send a conversation ba
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, Union
 
 from pydantic import AfterValidator, Field, Tag
+from pydantic.config import JsonDict
 
 from protocol.items import type_of_input
-from protocol.request_faults import by_json_type, by_type
+from protocol.request_faults import Integer, by_json_type, by_type
+
+MAX_ITEMS = 10_000
+"""Items in `input`."""
 
 _Object = dict[str, Any]
 _Other = Annotated[_Object, Tag("<other>")]
@@ -72,7 +76,7 @@ _PARTS = (
     "input_file",
     "input_audio",
 )
-_Part = Annotated[_PartUnion, by_type(_PARTS)]
+type _Part = Annotated[_PartUnion, by_type(_PARTS)]
 _Content = Annotated[
     Annotated[str, Tag("<string>")] | Annotated[list[_Part], Tag("<array>")], by_json_type(string=str, array=list)
 ]
@@ -100,10 +104,21 @@ class _FunctionCallOutput(TypedDict):
     status: NotRequired[_Status]
 
 
+def _with_text(field: str) -> JsonDict:
+    return {"required": [field], "properties": {field: {"type": "string"}}}
+
+
 def _answers_a_call(item: _FunctionCallOutput) -> _FunctionCallOutput:
     if not item.get("call_id") and not item.get("name"):
         raise ValueError("an output needs the `call_id` of its call")
     return item
+
+
+_AnsweringOutput = Annotated[
+    _FunctionCallOutput,
+    AfterValidator(_answers_a_call),
+    Field(json_schema_extra={"anyOf": [_with_text("call_id"), _with_text("name")]}),
+]
 
 
 class _CustomToolCall(TypedDict):
@@ -186,7 +201,7 @@ class _ShellCall(TypedDict):
 class _ShellCallOutput(TypedDict):
     call_id: _Filled
     output: list[_Object]
-    max_output_length: NotRequired[int | None]
+    max_output_length: NotRequired[Integer | None]
     status: NotRequired[_Status]
 
 
@@ -253,7 +268,7 @@ class _ProgramOutput(TypedDict):
 _ItemUnion = Union[  # noqa: UP007
     Annotated[_Message, Tag("<message>")],
     Annotated[_FunctionCall, Tag("<function_call>")],
-    Annotated[Annotated[_FunctionCallOutput, AfterValidator(_answers_a_call)], Tag("<function_call_output>")],
+    Annotated[_AnsweringOutput, Tag("<function_call_output>")],
     Annotated[_CustomToolCall, Tag("<custom_tool_call>")],
     Annotated[_CustomToolCallOutput, Tag("<custom_tool_call_output>")],
     Annotated[_Reasoning, Tag("<reasoning>")],
@@ -313,8 +328,11 @@ KNOWN_ITEMS = (
 )
 """Item types whose fields are checked."""
 
-Item = Annotated[_ItemUnion, by_type(KNOWN_ITEMS, type_of_input)]
+type Item = Annotated[_ItemUnion, by_type(KNOWN_ITEMS, type_of_input)]
+"""An item of a request's `input`."""
+
 Input = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[Item], Tag("<array>")], by_json_type(string=str, array=list)
+    Annotated[str, Tag("<string>")] | Annotated[list[Item], Field(max_length=MAX_ITEMS), Tag("<array>")],
+    by_json_type(string=str, array=list),
 ]
 """The `input` of a request."""

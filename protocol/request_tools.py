@@ -4,7 +4,10 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict, Union
 
 from pydantic import Field, Tag
 
-from protocol.request_faults import by_json_type, by_type
+from protocol.request_faults import WHOLE, Integer, by_json_type, by_type
+
+MAX_TOOLS = 1024
+"""Entries of `tools`; they are repeated in every snapshot."""
 
 _Object = dict[str, Any]
 _Other = Annotated[_Object, Tag("<other>")]
@@ -27,7 +30,7 @@ class _Custom(TypedDict):
 class _FileSearch(TypedDict):
     vector_store_ids: list[str]
     filters: NotRequired[_Object | None]
-    max_num_results: NotRequired[int | None]
+    max_num_results: NotRequired[Integer | None]
     ranking_options: NotRequired[_Object | None]
 
 
@@ -38,8 +41,8 @@ class _WebSearch(TypedDict):
 
 
 class _ComputerUse(TypedDict):
-    display_height: int
-    display_width: int
+    display_height: Integer
+    display_width: Integer
     environment: Literal["windows", "mac", "linux", "ubuntu", "browser"]
 
 
@@ -75,8 +78,8 @@ class _ImageGeneration(TypedDict):
     quality: NotRequired[Literal["low", "medium", "high", "xhigh", "max", "auto"] | None]
     size: NotRequired[str | None]
     model: NotRequired[str | None]
-    output_compression: NotRequired[Annotated[int, Field(ge=0, le=100)] | None]
-    partial_images: NotRequired[Annotated[int, Field(ge=0, le=3)] | None]
+    output_compression: NotRequired[Annotated[int, Field(ge=0, le=100), WHOLE] | None]
+    partial_images: NotRequired[Annotated[int, Field(ge=0, le=3), WHOLE] | None]
 
 
 class _Namespace(TypedDict):
@@ -116,7 +119,7 @@ KNOWN_TOOLS = (
 )
 """Tool types whose fields are checked."""
 
-Tool = Annotated[_ToolUnion, by_type(KNOWN_TOOLS)]
+type Tool = Annotated[_ToolUnion, by_type(KNOWN_TOOLS)]
 """An entry of `tools`."""
 
 
@@ -142,7 +145,7 @@ _ChoiceUnion = (
     | _Other
 )
 _Choice = Annotated[_ChoiceUnion, by_type(("function", "custom", "mcp", "allowed_tools"))]
-ToolChoice = Annotated[
+type ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<string>")]
     | Annotated[_Choice, Tag("<object>")]
     | Annotated[None, Tag("<null>")],

@@ -2,13 +2,13 @@
 
 Known fields, items and tools are checked; everything unknown is kept and passed on (W10). Nothing is filled in: a
 handler sees what the client sent. The only changes: `agent_reference` becomes an object (B21), `internal_metadata` is
-dropped (R12).
+dropped (R12), and 20.0 becomes 20 where an integer is meant.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from pydantic import Field, Tag, TypeAdapter, ValidationError
 
@@ -16,11 +16,13 @@ from protocol import jsonio
 from protocol.errors import InvalidRequest, UnknownParameter, UnsupportedParameter
 from protocol.ids import check_response_id
 from protocol.items import INTERNAL_METADATA, ListQuery
-from protocol.request_faults import by_json_type, fault, faults_of, refusal
+from protocol.request_faults import WHOLE, by_json_type, fault, faults_of, refusal
 from protocol.request_items import Input
-from protocol.request_tools import Text, Tool, ToolChoice
+from protocol.request_tools import MAX_TOOLS, Text, Tool, ToolChoice
 
 MAX_LIST_LIMIT = 100
+MAX_VALUES = 500_000
+"""JSON values in a request's body, those inside others included: what is done for each of them holds up all others."""
 
 _Object = dict[str, Any]
 _Filled = Annotated[str, Field(min_length=1)]
@@ -41,7 +43,7 @@ _Include = Literal[
 ]
 
 
-class _Reasoning(TypedDict, total=False):
+class _ReasoningOptions(TypedDict, total=False):
     effort: _Effort | None
     summary: _Summary | None
     generate_summary: _Summary | None
@@ -57,8 +59,10 @@ class _Identified(TypedDict):
     id: _Filled
 
 
-class _Named(TypedDict):
+class _Agent(TypedDict):
     name: _Filled
+    type: NotRequired[Literal["agent_reference"] | None]
+    version: NotRequired[str | None]
 
 
 _Conversation = Annotated[
@@ -66,7 +70,7 @@ _Conversation = Annotated[
     by_json_type(string=str, object=dict, null=type(None)),
 ]
 _AgentReference = Annotated[
-    Annotated[_Filled, Tag("<string>")] | Annotated[_Named, Tag("<object>")] | Annotated[None, Tag("<null>")],
+    Annotated[_Filled, Tag("<string>")] | Annotated[_Agent, Tag("<object>")] | Annotated[None, Tag("<null>")],
     by_json_type(string=str, object=dict, null=type(None)),
 ]
 _Input = Annotated[
@@ -87,8 +91,8 @@ class _CreateResponse(TypedDict, total=False):
     include: list[_Include] | None
     input: _Input
     instructions: str | None
-    max_output_tokens: Annotated[int, Field(ge=16)] | None
-    max_tool_calls: Annotated[int, Field(ge=0)] | None
+    max_output_tokens: Annotated[int, Field(ge=16), WHOLE] | None
+    max_tool_calls: Annotated[int, Field(ge=0), WHOLE] | None
     metadata: Annotated[dict[_MetadataKey, _MetadataValue], Field(max_length=16)] | None
     model: str | None
     moderation: _Object | None
@@ -99,7 +103,7 @@ class _CreateResponse(TypedDict, total=False):
     prompt_cache_key: str | None
     prompt_cache_options: _Object | None
     prompt_cache_retention: Literal["in_memory", "24h"] | None
-    reasoning: _Reasoning | None
+    reasoning: _ReasoningOptions | None
     safety_identifier: Annotated[str, Field(max_length=64)] | None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None
     store: bool | None
@@ -108,14 +112,17 @@ class _CreateResponse(TypedDict, total=False):
     temperature: Annotated[float, Field(ge=0, le=2)] | None
     text: Text | None
     tool_choice: ToolChoice
-    tools: list[Tool] | None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None
     top_p: Annotated[float, Field(ge=0, le=1)] | None
     truncation: Literal["auto", "disabled"] | None
     user: str | None
 
 
-_VALIDATOR: TypeAdapter[_CreateResponse] = TypeAdapter(_CreateResponse)
+VALIDATOR: TypeAdapter[_CreateResponse] = TypeAdapter(_CreateResponse)
+"""Checks each field of a request by itself; what fields may not do together is checked by `parse_create`."""
+
+_INTEGERS = frozenset({"max_output_tokens", "max_tool_calls", "top_logprobs"})
 _INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
 # Past any sequence number and limit; int() itself refuses texts of some thousand digits.
 _HUGE = 10**18
@@ -144,16 +151,20 @@ def parse_create(body: bytes) -> dict[str, Any]:
     if "conversation_id" in request:
         raise UnknownParameter("Unknown parameter: 'conversation_id'. Use 'conversation'.", param="conversation_id")
     try:
-        _VALIDATOR.validate_python(request, strict=True)
+        VALIDATOR.validate_python(request, strict=True)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         raise refusal(faults_of(found)) from error
     _check_together(request)
+    for field in _INTEGERS & request.keys():
+        if request[field] is not None:
+            request[field] = int(request[field])
     reference = request.get("agent_reference")
     if isinstance(reference, str):
         reference = {"name": reference}
     if reference is not None:
-        request["agent_reference"] = {"type": "agent_reference", **reference}
+        given = {name: value for name, value in reference.items() if value is not None}
+        request["agent_reference"] = {**given, "type": "agent_reference"}
     _drop_internal(request)
     return request
 
@@ -216,7 +227,20 @@ def _json_object(body: bytes) -> dict[str, Any]:
         raise refusal([fault("The request body must be a JSON object.")])
     if not jsonio.fits(value):
         raise refusal([fault("The request body is nested too deeply.")])
+    # Each value but the first stands behind one of these.
+    if sum(map(body.count, (b",", b"[", b"{"))) >= MAX_VALUES and _count(value) > MAX_VALUES:
+        raise refusal([fault(f"The request body holds more than {MAX_VALUES} values.")])
     return value
+
+
+def _count(value: Any) -> int:
+    found, waiting = 1, [value]
+    while waiting and found <= MAX_VALUES:
+        inner = waiting.pop()
+        parts = inner.values() if isinstance(inner, dict) else inner
+        found += len(parts)
+        waiting += [part for part in parts if isinstance(part, dict | list)]
+    return found
 
 
 def _check_together(request: Mapping[str, Any]) -> None:

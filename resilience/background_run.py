@@ -13,6 +13,7 @@ by `log_repair`.
 """
 
 import asyncio
+import hashlib
 import logging
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from resilience.placement import tenant_in
 from resilience.record import RequestRecord
 from resilience.runtime import Runtime
 from resilience.stamper import Ending, Stamped, Stamper
-from storage.errors import StorageUnavailable
+from storage.errors import NotFound, StorageUnavailable
 from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.run")
@@ -63,7 +64,7 @@ class Verdict:
     shutdown_reason: str | None = None
 
 
-UNREADABLE = Verdict("The stored request cannot be read.")
+UNREADABLE = Verdict("What is stored of the response cannot be read.")
 ATTEMPTS_EXHAUSTED = Verdict("The response was tried too often.", "attempts_exhausted")
 WORKER_STOPPED = Verdict("The worker of this response stopped.", "crash_recovery")
 
@@ -104,6 +105,7 @@ class BackgroundRun:
         self._must_leave: asyncio.Future[None] = loop.create_future()
         self._displaced: asyncio.Future[None] = loop.create_future()
         self._muted = False
+        self._checkpointed = b""
         self._stamper: Stamper
         self._context: ResponseContext
 
@@ -162,10 +164,21 @@ class BackgroundRun:
             )
 
     async def _persisted(self) -> dict[str, Any] | None:
+        """The last persisted snapshot (R10); one that cannot be read fails the response.
+
+        As an unreadable request does.
+        """
         stored = self._ownership.row.snapshot
         if stored is None:
             return None
-        snapshot: dict[str, Any] = jsonio.loads(await self._runtime.storage.payloads.get(stored))
+        try:
+            data = await self._runtime.storage.payloads.get(stored)
+            snapshot: dict[str, Any] = jsonio.loads(data)
+        except (jsonio.NotJson, NotFound):
+            _log.exception("response %s: its snapshot cannot be read", self._record.response_id)
+            self._verdict = UNREADABLE
+            return None
+        self._checkpointed = _digest(data)
         return snapshot
 
     async def _run(self) -> RunEnd:
@@ -179,7 +192,7 @@ class BackgroundRun:
         if self._cancelled.done():
             return await self._end_cancelled(self._cancelled.result())
         if self._ending.done():
-            return await self._finish(self._ending.result().snapshot)
+            return await self._finish(self._ending.result())
         if self._handler.done():
             return await self._end_without_outcome(self._handler)
         return await self._shut_down(self._handler)
@@ -224,12 +237,12 @@ class BackgroundRun:
             given if isinstance(given, dict) else {}, self._stamper.snapshot(), status="in_progress"
         )
         data = jsonio.dumps(snapshot)
-        stored = self._ownership.row.snapshot
-        if stored is not None and stored.inline == data:
+        if _digest(data) == self._checkpointed:
             return
         try:
             await self._flush()
             await self._ownership.checkpoint(data)
+            self._checkpointed = _digest(data)
         except StorageUnavailable:
             _log.warning("response %s: checkpoint not stored", self._record.response_id, exc_info=True)
 
@@ -261,7 +274,7 @@ class BackgroundRun:
         if self._cancelled.done():
             return await self._end_cancelled(self._cancelled.result())
         if self._ending.done():
-            return await self._finish(self._ending.result().snapshot)
+            return await self._finish(self._ending.result())
         if handler.done() and not handler.cancelled() and isinstance(error := handler.exception(), OwnershipLost):
             raise error
         await self._stop_handler()
@@ -290,12 +303,16 @@ class BackgroundRun:
 
         `refused` becomes the one `error` event where nothing was said yet (B8).
         """
+        frames = self._stamper.close_items()
         snapshot = failed(self._stamper.snapshot(), code, message, shutdown_reason)
-        return await self._finish(snapshot, None if self._stamper.begun else refused)
+        return await self._finish(Ending(frames, snapshot), None if self._stamper.begun else refused)
 
-    async def _finish(self, snapshot: dict[str, Any], refused: ApiError | None = None) -> RunEnd:
+    async def _finish(self, ending: Ending, refused: ApiError | None = None) -> RunEnd:
         self._muted = True
+        snapshot = ending.snapshot
         try:
+            for stamped in ending.frames:
+                await self._emit(stamped)
             await self._flush()
             await self._decide(snapshot)
         except StorageUnavailable:
@@ -382,6 +399,11 @@ class BackgroundRun:
         if self._feed is not None:
             self._feed.local = False
             self._feed.wake()
+
+
+def _digest(snapshot: bytes) -> bytes:
+    """What tells an identical snapshot, whatever its size."""
+    return hashlib.sha256(snapshot).digest()
 
 
 async def settled(task: asyncio.Task[None]) -> None:

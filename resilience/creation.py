@@ -4,6 +4,7 @@ Once per idempotency key.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -122,6 +123,7 @@ class Creation:
         record = RequestRecord(
             response_id=ids.new_response_id(_partition(request, previous)),
             created_at=self._runtime.now(),
+            accepted_ms=time.time_ns() // 1_000_000,
             principal=call.principal,
             request=request,
             client_headers=dict(call.client_headers),

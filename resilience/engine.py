@@ -123,7 +123,9 @@ class Engine:
         row = await self._existing(principal, response_id)
         record = await record_of(self.runtime, row)
         history = History(self.runtime.storage, row.partition_key, record)
-        return items.page(await history.resolve(items.input_items(record.request, response_id)), query)
+        resolved = await history.resolve(items.input_items(record.request, response_id))
+        # A reference may lead to another response's output, which keeps its handler's own notes (R12).
+        return items.page([strip_internal(item) for item in resolved], query)
 
     async def ready(self) -> None:
         """Return if storage answers.

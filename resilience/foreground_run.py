@@ -153,15 +153,13 @@ class ForegroundRun:
             grace = self._runtime.app.options.shutdown_grace_period_seconds
             await self._wait(handler, self._ending, self._gone, timeout=grace)
         if self._ending.done():
-            await self._finish(self._ending.result().snapshot)
+            await self._finish(self._ending.result())
         elif self._gone.done():
             await self._end_cancelled(handler)
         elif handler.done() and not self._context.shutdown.is_set():
             await self._end_without_outcome(handler)
         else:
-            await self._finish(
-                failed(self._stamper.snapshot(), "server_error", "The server is shutting down.", "grace_exhausted")
-            )
+            await self._fail("The server is shutting down.", "grace_exhausted")
 
     async def _wait(self, *what: asyncio.Future[Any], timeout: float | None = None) -> None:
         await asyncio.wait(what, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -195,7 +193,7 @@ class ForegroundRun:
         self._context.client_cancelled = True
         self._signal.set()
         await self._wait(handler, timeout=self._runtime.settings.cancel_grace)
-        await self._finish(cancelled(self._stamper.snapshot()))
+        await self._finish(Ending([], cancelled(self._stamper.snapshot())))
 
     async def _end_without_outcome(self, handler: asyncio.Task[None]) -> None:
         error = RuntimeError("the handler was cancelled from within") if handler.cancelled() else handler.exception()
@@ -204,18 +202,24 @@ class ForegroundRun:
             _log.error("response %s: the handler ended without a terminal event", response_id)
         else:
             _log.error("response %s: the handler failed", response_id, exc_info=error)
-        if not self._stamper.begun:
+        if error is not None and not self._stamper.begun:
             await self._give_up_key()
             self._close_entry()
             await self._tell(answer_to(error))
             return
-        snapshot = failed(self._stamper.snapshot(), "server_error", GENERIC_FAILURE)
         if isinstance(error, InvalidEvent) and not self._result.done():
             self._set_error(ServerError())  # B30: never shown to a client that does not stream
-        await self._finish(snapshot)
+        await self._fail(GENERIC_FAILURE)
 
-    async def _finish(self, snapshot: dict[str, Any]) -> None:
+    async def _fail(self, message: str, shutdown_reason: str | None = None) -> None:
+        frames = self._stamper.close_items()
+        await self._finish(Ending(frames, failed(self._stamper.snapshot(), "server_error", message, shutdown_reason)))
+
+    async def _finish(self, ending: Ending) -> None:
         self._muted = True
+        for stamped in ending.frames:
+            await self._send(stamped.sequence, stamped.frame)
+        snapshot = ending.snapshot
         if self._stored:
             snapshot = await self._store(snapshot)
         for sequence, frame in terminal_frames(snapshot, self._stamper.last_sequence):

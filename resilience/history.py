@@ -57,7 +57,7 @@ class History:
                 and row.conversation == self._record.conversation
                 and row.id != self._record.response_id
             ),
-            key=lambda row: row.created_at,
+            key=lambda row: row.accepted_ms,
         )
 
     async def _items_of(self, row: ResponseRow) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ def first_row(
         background=disposition.runs_in_background,
         stream=bool(record.request.get("stream")),
         created_at=record.created_at,
+        accepted_ms=record.accepted_ms,
         conversation=record.conversation,
         previous_response_id=record.previous_response_id,
         principal=record.principal,

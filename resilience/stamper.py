@@ -11,14 +11,17 @@ from typing import Any
 from protocol import sse
 from protocol.events import LIFECYCLE_STATUS, TERMINAL, InvalidEvent, check_event, status_after
 from protocol.fold import Fold
-from protocol.items import InvalidItem, complete_item, complete_part
+from protocol.items import InvalidItem, complete_item, complete_part, cut_short
 from protocol.jsonio import NotJson
 from protocol.response import fill_response, strip_internal
 from resilience.outcome import begun
 
 CREATED = "response.created"
+IN_PROGRESS = "response.in_progress"
+ITEM_ADDED = "response.output_item.added"
+ITEM_DONE = "response.output_item.done"
 
-_AT_ONCE = frozenset({CREATED, "response.output_item.done"})
+_AT_ONCE = frozenset({CREATED, ITEM_DONE})
 """Events somebody waits for; they are not held back for company."""
 
 
@@ -39,8 +42,14 @@ class Stamped:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The outcome as the handler's terminal event has it: a whole snapshot, internal parts included."""
+    """The outcome as the handler's terminal event has it: a whole snapshot, internal parts included.
 
+    Attributes:
+        frames: What still has to be said before it (W6).
+        snapshot: The final response.
+    """
+
+    frames: list[Stamped]
     snapshot: dict[str, Any]
 
 
@@ -61,7 +70,7 @@ class Stamper:
         self._recovery = recovery
         self._now = now
         self._created = False
-        self.ended = False
+        self._open: set[int] = set()
 
     @property
     def begun(self) -> bool:
@@ -91,9 +100,18 @@ class Stamper:
             return self._stamp_created(checked)
         frames = self._stamp_missing_created(name)
         if name in TERMINAL:
-            self.ended = True
-            return Ending(self._filled(checked)["response"])
+            frames += self.close_items()
+            return Ending(frames, self._filled(checked)["response"])
         return [*frames, self._stamp(self._completed(checked))]
+
+    def close_items(self) -> list[Stamped]:
+        """An ``output_item.done`` for each item that the handler left open: every added item is done (W6)."""
+        items = self._fold.items() if self._open else []
+        open_now = sorted(index for index in self._open if index < len(items))
+        return [
+            self._stamp({"type": ITEM_DONE, "output_index": index, "item": cut_short(items[index])})
+            for index in open_now
+        ]
 
     def _stamp_created(self, event: dict[str, Any]) -> list[Stamped]:
         if self._created:
@@ -140,6 +158,16 @@ class Stamper:
     def _stamp(self, event: dict[str, Any]) -> Stamped:
         frame = sse.encode({**strip_internal(event), "sequence_number": self._next})
         self._fold.apply(event)
+        self._note_items(event)
         sequence = self._next
         self._next += 1
         return Stamped(sequence, frame, event["type"] in _AT_ONCE)
+
+    def _note_items(self, event: dict[str, Any]) -> None:
+        name = event["type"]
+        if name == ITEM_ADDED:
+            self._open.add(event["output_index"])
+        elif name == ITEM_DONE:
+            self._open.discard(event["output_index"])
+        elif name == IN_PROGRESS:
+            self._open.clear()  # the reset: its output is all there is (R7)

@@ -1,8 +1,8 @@
 """Wake-up hints: start this run, this worker has stopped.
 
 Format: queue `responses-work` holds `{"v":1,"tenant":…,"id":…}`, with `"cleanup":true` after a deletion; queue
-`responses-watch` holds `{"v":1,"worker":…}`; both base64 on the wire, as the queue trigger of Functions reads them. Messages
-never expire. A message is never the truth: whoever receives one looks at the row or the ledger.
+`responses-watch` holds `{"v":1,"worker":…}`; both base64 on the wire, as the queue trigger of Functions reads them.
+Messages never expire. A message is never the truth: whoever receives one looks at the row or the ledger.
 """
 
 from dataclasses import dataclass

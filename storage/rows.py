@@ -51,6 +51,7 @@ class ResponseRow:
     last_sequence: int = -1
     log_length: int = -1
     created_at: int
+    accepted_ms: int = 0
     completed_at: int | None = None
     error_code: str = ""
     conversation: str = ""
@@ -84,6 +85,7 @@ def row_properties(row: ResponseRow) -> dict[str, Value | None]:
         "last_sequence": row.last_sequence,
         "log_length": row.log_length,
         "created_at": row.created_at,
+        "accepted_ms": row.accepted_ms,
         "completed_at": row.completed_at,
         "error_code": row.error_code,
         "conversation": row.conversation,
@@ -119,6 +121,7 @@ def row_from_entity(entity: Entity) -> ResponseRow:
         last_sequence=read.integer("last_sequence", -1),
         log_length=read.integer("log_length", -1),
         created_at=read.integer("created_at", None),
+        accepted_ms=read.integer("accepted_ms", 0),
         completed_at=None if completed_at < 0 else completed_at,
         error_code=read.text("error_code"),
         conversation=read.text("conversation"),

@@ -23,7 +23,7 @@ from storage.connection import Storage, StorageSettings, open_storage
 from tests.chaos.hosts import ROLES, Slot, Trouble
 from tests.chaos.judge import Judge, Violation, read_journal, rest
 from tests.chaos.line import Line
-from tests.chaos.traffic import Traffic, per_mode
+from tests.chaos.traffic import Traffic, client, per_mode
 from tests.chaos.troubles import Troubles, merged
 from tests.support.azurite import AzuriteServer
 from tests.support.host import ROOT, until
@@ -70,17 +70,17 @@ class Run:
                 journal = self.directory / "journal"
                 environment = {**names, **SETTINGS, "CHAOS_JOURNAL": str(journal)}
                 storage = open_storage(StorageSettings.from_environment(environment))
-                async with contextlib.aclosing(storage), contextlib.AsyncExitStack() as lines:
+                async with contextlib.aclosing(storage), client() as http, contextlib.AsyncExitStack() as lines:
                     for role in ROLES:
                         line = await lines.enter_async_context(Line.before(azurite, self.chance(f"line {role.name}")))
                         chance = self.chance(f"slot {role.name}")
                         self.slots.append(Slot(role, line, environment, logs, chance, self.troubles.append))
+                    self.traffic = Traffic(self.slots, http, self.chance("traffic"))
                     await self._run(storage, environment, journal, logs)
         finally:
             azurite.stop()
 
     async def _run(self, storage: Storage, environment: dict[str, str], journal: Path, logs: Path) -> None:
-        self.traffic = Traffic(self.slots, self.chance("traffic"))
         self.made = Troubles(self.slots, storage, self.chance("troubles"), self.traffic.known_ids, self.troubles.append)
         lives = [asyncio.create_task(slot.live(), name=slot.role.name) for slot in self.slots]
         reporter = asyncio.create_task(self._report())

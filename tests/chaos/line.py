@@ -18,6 +18,7 @@ from storage.driver import WATCH_QUEUE
 from tests.support.azurite import AzuriteServer
 
 REFUSALS = (500, 503, 429)
+BUSY = b'<?xml version="1.0" encoding="utf-8"?><Error><Code>ServerBusy</Code><Message>Later.</Message></Error>'
 _NOT_FORWARDED = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 # Signed with the request: what the client left out must stay left out.
 _NOT_ADDED = [hdrs.CONTENT_TYPE, hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING]
@@ -102,7 +103,7 @@ class Line:
             body = await request.read()
             fate = self._fate(weather)
             if fate == "refused":
-                return web.Response(status=self._chance.choice(REFUSALS))
+                return web.Response(status=self._chance.choice(REFUSALS), body=BUSY, content_type="application/xml")
             if weather.hold and request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
                 await asyncio.sleep(weather.hold)
             answer = await self._forward(request, port, body)

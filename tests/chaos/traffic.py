@@ -93,13 +93,19 @@ class Told:
             self.final = response
 
 
+def client() -> httpx.AsyncClient:
+    """What all clients share; making one costs more than a response. Every request has a connection of its own."""
+    return httpx.AsyncClient(timeout=httpx.Timeout(30), limits=httpx.Limits(max_keepalive_connections=0))
+
+
 class Traffic:
     """Starts clients at a steady rate until told to stop."""
 
-    def __init__(self, slots: Sequence[Slot], chance: random.Random) -> None:
+    def __init__(self, slots: Sequence[Slot], http: httpx.AsyncClient, chance: random.Random) -> None:
         self.told: list[Told] = []
         self.done: Counter[str] = Counter()
         self._slots = slots
+        self._http = http
         self._chance = chance
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -119,7 +125,7 @@ class Traffic:
             await asyncio.sleep(self._chance.expovariate(rate))
             if len(self._under_way) < at_once:
                 mode = self._chance.choices(list(MODES), list(MODES.values()))[0]
-                client = Client(mode, self._slots, random.Random(self._chance.random()))
+                client = Client(mode, self._slots, self._http, random.Random(self._chance.random()))
                 self.told.append(client.told)
                 task = asyncio.create_task(self._play(client), name=mode)
                 self._under_way.add(task)
@@ -141,7 +147,8 @@ class Traffic:
 class Client:
     """One client and its response."""
 
-    def __init__(self, mode: str, slots: Sequence[Slot], chance: random.Random) -> None:
+    def __init__(self, mode: str, slots: Sequence[Slot], http: httpx.AsyncClient, chance: random.Random) -> None:
+        self._http = http
         self._slots = [slot for slot in slots if slot.role.serves_http]
         self._chance = chance
         self.told = Told(mode, self._script(mode), time.time())
@@ -255,10 +262,7 @@ class Client:
         index = next(number for number, each in enumerate(self.told.views) if each is view)
         host = await self._host()
         with suppress(httpx.HTTPError):
-            async with (
-                httpx.AsyncClient(base_url=host, timeout=httpx.Timeout(30)) as http,
-                http.stream(method, path, **request) as answer,
-            ):
+            async with self._http.stream(method, host + path, **request) as answer:
                 if answer.status_code != 200:
                     await answer.aread()
                     self._check_status(answer, (200,))
@@ -336,8 +340,7 @@ class Client:
     ) -> httpx.Response | None:
         host = await self._host()
         try:
-            async with httpx.AsyncClient(base_url=host, timeout=httpx.Timeout(30)) as http:
-                answer = await http.request(method, path, **fields)
+            answer = await self._http.request(method, host + path, **fields)
         except httpx.HTTPError:
             return None
         self._check_status(answer, allowed)

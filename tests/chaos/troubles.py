@@ -23,6 +23,9 @@ PRINCIPAL = "local"
 MEAN_PAUSE = 2.6
 """Seconds between two troubles, in the mean."""
 
+LEAST_UP = 3
+"""Hosts that must be up for one of them to be disturbed."""
+
 WEIGHTS = {
     "kill": 52,
     "held_then_killed": 8,
@@ -74,9 +77,12 @@ class Troubles:
         while (left := until - loop.time()) > 0:
             await asyncio.sleep(min(left, self._chance.expovariate(1 / MEAN_PAUSE)))
             kind = self._chance.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-            slots = [slot for slot in self._slots if slot.up and slot.line.weather == Weather()]
-            if slots:
-                self._start(kind, self._chance.choice(slots))
+            up = [slot for slot in self._slots if slot.up]
+            slots = [slot for slot in up if slot.line.weather == Weather()]
+            # Hosts that are only ever started would do no work that could be disturbed.
+            if slots and len(up) >= LEAST_UP:
+                weights = [1 if slot.role.serves_http else 2 for slot in slots]
+                self._start(kind, self._chance.choices(slots, weights)[0])
         await asyncio.gather(*self._under_way)
 
     def _start(self, kind: str, slot: Slot) -> None:

@@ -153,7 +153,7 @@ def test_every_endpoint_is_a_route_with_and_without_the_version(function_app: Mo
         ("GET", "responses/{response_id}/input_items"),
     }
     versioned = {(method, f"v1/{route}") for method, route in endpoints}
-    assert routes == endpoints | versioned | {("GET", "healthz"), ("GET", "readyz")}
+    assert routes == endpoints | versioned | {("GET", "v1/openapi.json"), ("GET", "healthz"), ("GET", "readyz")}
 
 
 def test_queue_functions_respect_the_prefix(function_app: ModuleType) -> None:

@@ -444,6 +444,7 @@ async def test_an_event_changed_after_its_yield_does_not_change_what_was_said() 
         assert reader.events[2]["item"]["role"] == "assistant"
 
 
+@pytest.mark.timeout(10)
 async def test_a_damaged_snapshot_is_an_error_and_not_another_entry_without_end() -> None:
     """A row whose snapshot cannot be read: attempts are bounded, nothing hangs."""
     async with fleet(Teller(6, pause=0.5, checkpoints=True)) as hosts:

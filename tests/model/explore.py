@@ -19,6 +19,10 @@ class Stuck(AssertionError):
         self.state = state
 
 
+class Endless(Stuck):
+    """It goes on and on."""
+
+
 class Violated(AssertionError):
     """Something happened that must not."""
 
@@ -92,6 +96,7 @@ def walk(first: State, successors: Next, chance: random.Random, most: int = 3_00
     Raises:
         Violated: A step led to what must not be.
         Stuck: It ended, and the end is not good.
+        Endless: It did not end.
     """
     state = first
     for steps in range(most):
@@ -104,4 +109,4 @@ def walk(first: State, successors: Next, chance: random.Random, most: int = 3_00
         if what := violation(state, chosen):
             raise Violated(what, chosen)
         state = chosen
-    raise AssertionError(f"it goes on after {most} steps: {state}")
+    raise Endless(state)

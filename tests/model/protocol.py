@@ -168,7 +168,8 @@ def violation(before: State, state: State) -> str:
 def successors(state: State, mistake: Mistake | None = None) -> Iterator[State]:
     """Every state that one step, delivery, crash or wrong suspicion leads to."""
     world = _World(state, mistake)
-    for actor in state.actors:
+    # In an order of their own: that of a set is another one in every process.
+    for actor in sorted(state.actors, key=_place):
         yield from getattr(_Move(world, actor), f"{actor.kind}_{actor.step}")()
     yield from world.deliveries()
     yield from world.cancels()
@@ -192,7 +193,7 @@ class _World:
                 if count and not self._busy(worker, ("run",), response):
                     messages = _with(state.messages, response, count - 1)
                     yield self._enter(Actor(worker, "run", response, "read"), messages=messages)
-            for dead in state.watch:
+            for dead in sorted(state.watch):
                 wrongly = self._is_current(dead)
                 if self._busy(worker, ("adopt",), dead) or (wrongly and (dead[0] == worker or not state.suspicions)):
                     continue
@@ -515,7 +516,8 @@ class _Move:
 
     @property
     def dead(self) -> WorkerId:
-        return self.actor.of
+        dead: WorkerId = self.actor.of
+        return dead
 
     def adopt_open(self) -> Iterator[State]:
         if self.mistake is Mistake.NO_ADOPTION_ENTRY:
@@ -556,6 +558,10 @@ class _Move:
 
     def adopt_close(self) -> Iterator[State]:
         yield from self.close_entry(("adopt", self.dead))
+
+
+def _place(actor: Actor) -> tuple[int, str, str, str]:
+    return (actor.worker, actor.kind, repr(actor.of), actor.step)
 
 
 def _with[T](values: tuple[T, ...], index: int, value: T) -> tuple[T, ...]:

@@ -97,7 +97,10 @@ def scene(stage: tuple[Scene, Deployment]) -> Scene:
 @pytest.fixture
 def seen(scene: Scene, row: str, path: str, mode: str) -> Played:
     """What became of the response of one cell."""
-    return scene.played[f"{row}-{path}-{mode}"]
+    played = scene.played[f"{row}-{path}-{mode}"]
+    if played.error is not None:
+        raise played.error
+    return played
 
 
 @pytest.fixture
@@ -171,6 +174,12 @@ def assert_failed(response: dict[str, Any], reason: str) -> None:
     assert response["error"]["code"] == "server_error"
     assert response["error"]["message"]
     assert response["error"]["additionalInfo"]["shutdown_reason"] == reason
+
+
+def assert_cut_off(response: dict[str, Any]) -> None:
+    """What there was when the grace was over is kept."""
+    assert markers(response) == CUT_OFF
+    assert [item["status"] for item in response["output"]] == ["completed", "completed", "incomplete"]
 
 
 def assert_entered_once(seen: Played) -> None:
@@ -260,9 +269,9 @@ async def test_fragile_run_is_failed_by_its_own_worker_when_its_grace_is_over(se
     stored = await check_stored(storage, seen)
     assert_entered_once(seen)
     assert_failed(final(seen), "grace_exhausted")
-    assert markers(final(seen)) == CUT_OFF
+    assert_cut_off(final(seen))
     if seen.mode == "stream":
-        assert types(seen) == [*BEFORE_SIGNAL, "response.failed"]
+        assert types(seen) == [*BEFORE_SIGNAL, "response.output_item.done", "response.failed"]
     assert stored.row.generation == 1, "another worker did it"
 
 
@@ -294,9 +303,9 @@ async def test_foreground_client_is_told_of_the_failure_when_the_grace_is_over(s
     assert_entered_once(seen)
     assert_failed(told(seen), "grace_exhausted")
     assert told(seen) == final(seen)
-    assert markers(final(seen)) == CUT_OFF
+    assert_cut_off(final(seen))
     if seen.mode == "stream":
-        assert types(seen) == [*BEFORE_SIGNAL, "response.failed"]
+        assert types(seen) == [*BEFORE_SIGNAL, "response.output_item.done", "response.failed"]
 
 
 @cell("3", "C")
@@ -328,9 +337,9 @@ async def test_client_of_an_unstored_response_is_told_of_the_failure_when_the_gr
     check_body(told(seen))
     assert_entered_once(seen)
     assert_failed(told(seen), "grace_exhausted")
-    assert markers(told(seen)) == CUT_OFF
+    assert_cut_off(told(seen))
     if seen.mode == "stream":
-        assert types(seen) == [*BEFORE_SIGNAL, "response.failed"]
+        assert types(seen) == [*BEFORE_SIGNAL, "response.output_item.done", "response.failed"]
         check_stream(seen.frames)
     await assert_not_stored(storage, seen)
 

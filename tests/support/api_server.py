@@ -163,6 +163,7 @@ async def _listening(endpoints: Endpoints) -> AsyncGenerator[str]:
 def starlette_app(endpoints: Endpoints) -> Starlette:
     """The endpoints under the same routes as the function app's."""
     routes = [Route("/healthz", endpoints.is_alive), Route("/readyz", endpoints.is_ready)]
+    routes.append(Route("/v1/openapi.json", endpoints.describe))
     for prefix in ("/v1/responses", "/responses"):
         one = f"{prefix}/{{response_id}}"
         routes += [

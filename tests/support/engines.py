@@ -12,6 +12,7 @@ Everything of a host runs in tasks that carry its context, so that a crash finds
 import asyncio
 import contextvars
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -26,7 +27,7 @@ from resilience.engine import Call, Engine
 from resilience.options import EngineSettings, ResponsesServerOptions
 from resilience.ownership import read_row
 from resilience.placement import partition_key, tenant_of
-from resilience.worker import PusherFactory, ThreadPusher, WatchPusher
+from resilience.worker import ThreadPusher, WatchPusher
 from storage.connection import Storage
 from storage.driver import WATCH_QUEUE, WORK_QUEUE, QueueMessage, QueueReceipt, StorageDriver
 from storage.errors import NotFound, PreconditionFailed, StorageError, StorageRejected, StorageUnavailable
@@ -188,7 +189,7 @@ class Host:
         driver: StorageDriver,
         options: ResponsesServerOptions,
         settings: EngineSettings,
-        pusher: PusherFactory | None,
+        threads: bool,
         line: "Callable[[StorageDriver], StorageDriver]",
     ) -> None:
         self.fleet = fleet
@@ -205,6 +206,7 @@ class Host:
         self.invocations: set[asyncio.Task[None]] = set()
         self._receivers: list[asyncio.Task[None]] = []
         self._driver = driver
+        self._threads = threads
         self._seam = Seam()
         self._seam.hooks.append(self._gate)
         self._running = asyncio.Event()
@@ -223,7 +225,7 @@ class Host:
             self.storage,
             settings,
             now=fleet.now,
-            pusher=pusher or self._make_pusher,
+            pusher=self._make_pusher,
         )
 
     @property
@@ -236,8 +238,24 @@ class Host:
         result = self.fleet.handler(request, context, cancellation_signal)
         return await result if asyncio.iscoroutine(result) else result
 
-    def _make_pusher(self, *arguments: Any) -> WatchPusher:
-        return TaskPusher(self, *arguments)
+    def _make_pusher(
+        self,
+        push: Callable[[QueueReceipt, float], QueueReceipt],
+        receipt: QueueReceipt,
+        settings: EngineSettings,
+        refused: Callable[[], None],
+    ) -> WatchPusher:
+        if not self._threads:
+            return TaskPusher(self, push, receipt, settings, refused)
+
+        def push_if_alive(newest: QueueReceipt, visibility: float) -> QueueReceipt:
+            while not self.dead and not self._running.is_set():
+                time.sleep(0.02)
+            if self.dead:
+                raise SystemExit  # a thread of a killed process
+            return push(newest, visibility)
+
+        return ThreadPusher(push_if_alive, receipt, settings, refused)
 
     # -- life and death ---------------------------------------------------------------------------------------------
 
@@ -437,7 +455,10 @@ class Host:
                 work.result()
             except Exception as error:
                 self.failures.append(error)
-                await self._driver.update_message(queue, receipt, delay=0)
+                if message.dequeue_count > 2 * MAX_DEQUEUES:  # its poison message is poisoned too: nobody hears of it
+                    await self._driver.delete_message(queue, receipt)
+                else:
+                    await self._driver.update_message(queue, receipt, delay=0)
             else:
                 await self._driver.delete_message(queue, receipt)
 
@@ -493,7 +514,7 @@ class Fleet:
             self._make_driver(),
             options or ResponsesServerOptions(resilient_background=resilient),
             EngineSettings(**settings),
-            ThreadPusher if self._real_time else None,
+            self._real_time,
             line,
         )
         self.hosts.append(made)

@@ -85,6 +85,7 @@ class Played:
         got: GET, in the end, from the HTTP process that stayed.
         input_items: the same of its input items.
         entries: the handler's entries, as the handler noted them.
+        error: why it could not be followed to its end.
     """
 
     row: str
@@ -97,6 +98,7 @@ class Played:
     got: httpx.Response | None = None
     input_items: httpx.Response | None = None
     entries: list[Json] = field(default_factory=list)
+    error: BaseException | None = None
 
     @property
     def name(self) -> str:
@@ -204,12 +206,15 @@ async def play(made: Deployment, path: str, journal: Journal) -> Scene:
         assert await until(lambda: all(each.stays for each in played), STAY_SECONDS)
         successor = await made.start("--only", "queue", RESPONSES_AGENT=AGENT)
         stage.signal()
-        await asyncio.wait_for(asyncio.gather(*clients), END_SECONDS)
+        ends = await asyncio.gather(
+            *(asyncio.wait_for(client, END_SECONDS) for client in clients), return_exceptions=True
+        )
         if path != "C":
             assert await stage.worker.wait_ended() == 0
             assert await stage.leaving.wait_ended() == 0
-        for each in played:
+        for each, end in zip(played, ends, strict=True):
             each.entries = journal.lines("entered", cell=each.name)
+            each.error = end
     return Scene(stage.worker.pid, successor.pid, {each.name: each for each in played})
 
 

@@ -77,8 +77,8 @@ async def desk_with(**settings: Any) -> Desk:
     feed = Feed(1 << 20)
     feed.begin(0)
     ownership = Ownership(storage, chosen, row, EMPTY)
-    desk = Desk(storage, ownership, feed, Journal(ownership, feed, chosen, lambda: desk.runs))
-    return desk
+    made = Desk(storage, ownership, feed, Journal(ownership, feed, chosen, lambda: made.runs))
+    return made
 
 
 @pytest.fixture

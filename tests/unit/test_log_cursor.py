@@ -108,9 +108,9 @@ async def test_a_live_reader_learns_of_a_successor_and_follows() -> None:
     as_known_before = (Segment(name=segments[0].name, first_sequence=0),)
     cursor = await LogCursor.at(storage.log, as_known_before, 0)
     assert [number for number, _ in await rest(cursor)] == [0, 1, 2]
-    assert cursor.continued
+    told = cursor.continued
     cursor.follow(segments)
-    assert not cursor.continued
+    assert (told, cursor.continued) == (True, False)
     assert [number for number, _ in await rest(cursor)] == [3, 4, 5]
 
 

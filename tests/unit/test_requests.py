@@ -11,7 +11,10 @@ from protocol import ids
 from protocol.errors import ApiError, InvalidRequest, MalformedId, UnknownParameter, UnsupportedParameter
 from protocol.items import ListQuery, input_items
 from protocol.request_faults import MAX_FAULTS
+from protocol.request_items import MAX_ITEMS
+from protocol.request_tools import MAX_TOOLS
 from protocol.requests import (
+    MAX_VALUES,
     Flags,
     conversation_id,
     flags,
@@ -69,6 +72,44 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
 
     assert [detail["param"] for detail in caught.value.details] == ["$"]
     assert caught.value.param is None
+
+
+def crowd(number: int) -> list[dict[str, Any]]:
+    return [{"type": "newer"}] * number
+
+
+def test_a_crowded_request_is_refused() -> None:
+    assert set(faults(tools=crowd(MAX_TOOLS + 1))) == {"$.tools"}
+    assert set(faults(input=crowd(MAX_ITEMS + 1))) == {"$.input"}
+    assert set(faults(input=[{"role": "user", "content": crowd(MAX_VALUES // 2)}])) == {"$"}
+    assert set(faults(of_a_newer_client=[0] * MAX_VALUES)) == {"$"}
+
+
+def test_what_is_just_not_crowded_passes() -> None:
+    parse(tools=crowd(MAX_TOOLS))
+    parse(input=crowd(MAX_ITEMS))
+    # The object and its list are values too; what stands in a text is none.
+    parse(of_a_newer_client=[0] * (MAX_VALUES - 2))
+    parse(input="[," * MAX_VALUES)
+
+
+def test_a_whole_number_is_an_integer_however_it_is_written() -> None:
+    parsed = parse(max_output_tokens=20.0, top_logprobs=3, max_tool_calls=None)
+    assert parsed == {"max_output_tokens": 20, "top_logprobs": 3, "max_tool_calls": None}
+    assert isinstance(parsed["max_output_tokens"], int)
+    assert set(faults(max_output_tokens=20.5)) == {"$.max_output_tokens"}
+    assert set(faults(max_output_tokens=15.0)) == {"$.max_output_tokens"}
+
+
+@pytest.mark.parametrize("wrong", [{"type": "agent"}, {"type": 1}, {"version": 1}, {"name": ""}])
+def test_an_agent_reference_of_another_shape_is_refused(wrong: dict[str, Any]) -> None:
+    (param,) = faults(agent_reference={"name": "a", **wrong})
+    assert param.startswith("$.agent_reference.")
+
+
+def test_what_an_agent_reference_leaves_open_is_left_out() -> None:
+    parsed = parse(agent_reference={"name": "a", "version": None, "type": None})
+    assert parsed["agent_reference"] == {"type": "agent_reference", "name": "a"}
 
 
 def test_the_last_of_doubled_keys_wins() -> None:

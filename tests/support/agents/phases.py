@@ -74,7 +74,7 @@ def _lifetime(stream: ResponseEventStream, context: ResponseContext, counted: bo
     if not counted:
         return int(context.is_recovery)
     notes = stream.internal_metadata
-    notes["lifetime"] = int(notes.get("lifetime", -1)) + 1
+    notes["lifetime"] = max(int(notes.get("lifetime", -1)) + 1, int(context.is_recovery))
     return int(notes["lifetime"])
 
 
