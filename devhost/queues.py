@@ -85,7 +85,8 @@ class QueueListener:
         self._run = run
         self._visibility = visibility
         self._backoff = Backoff(min_poll, max(min_poll, rules.max_polling_interval))
-        self._held: dict[str, Held] = {}
+        # By reception: a host that was frozen may receive a message again while it still works on it.
+        self._held: dict[int, Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
         self._room.set()
@@ -146,7 +147,7 @@ class QueueListener:
             return 0
         for message in batch:
             held = Held(message, str(message.pop_receipt))
-            self._held[str(message.id)] = held
+            self._held[id(held)] = held
             task = asyncio.create_task(self._handle(held), name=f"queue:{self._function.name}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -172,7 +173,7 @@ class QueueListener:
             _log.warning("Message %s could not be settled: %s", held.message.id, error)
         finally:
             renewal.cancel()
-            del self._held[str(held.message.id)]
+            del self._held[id(held)]
             self._mind_room()
 
     async def _attempt(self, held: Held) -> bool:

@@ -106,6 +106,9 @@ class BackgroundRun:
         self._displaced: asyncio.Future[None] = loop.create_future()
         self._muted = False
         self._checkpointed = b""
+        self._checkpointing: asyncio.Task[None] | None = None
+        self.leaving = False
+        """True from when it is given up for another claim: nobody may rely on it to go on here."""
         self._stamper: Stamper
         self._context: ResponseContext
 
@@ -184,6 +187,8 @@ class BackgroundRun:
     async def _run(self) -> RunEnd:
         if self._verdict is not None:
             return await self._fail(self._verdict.message, shutdown_reason=self._verdict.shutdown_reason)
+        if self._must_leave.done() and self._ownership.row.disposition == Disposition.RESILIENT:
+            return await self._hand_over(graceful=True)  # told to leave before it began: no entry for that
         name = f"handler-{self._record.response_id}"
         self._handler = asyncio.get_running_loop().create_task(self._enter(), name=name)
         await self._wait(self._handler, self._ending, self._cancelled, self._must_leave, self._displaced)
@@ -241,7 +246,9 @@ class BackgroundRun:
             return
         try:
             await self._flush()
-            await self._ownership.checkpoint(data)
+            # Never cut off: the etag of a write whose reply nobody read would refuse this very owner's next one.
+            self._checkpointing = asyncio.get_running_loop().create_task(self._ownership.checkpoint(data))
+            await asyncio.shield(self._checkpointing)
             self._checkpointed = _digest(data)
         except StorageUnavailable:
             _log.warning("response %s: checkpoint not stored", self._record.response_id, exc_info=True)
@@ -285,6 +292,7 @@ class BackgroundRun:
     async def _hand_over(self, *, graceful: bool) -> RunEnd:
         """Another worker continues at once; a crash in here is found through the ledger."""
         self._muted = True
+        self.leaving = True
         await self._flush()
         await self._ownership.hand_over(graceful=graceful)
         row = self._ownership.row
@@ -391,6 +399,8 @@ class BackgroundRun:
         if handler is not None:
             handler.cancel()
             await settled(handler)
+        if self._checkpointing is not None:
+            await settled(self._checkpointing)
 
     async def _leave(self) -> None:
         await self._stop_handler()

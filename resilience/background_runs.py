@@ -43,6 +43,7 @@ class OwnedRun:
 
     def __init__(self, first: BackgroundRun) -> None:
         self.current = first
+        self._must_leave = False
         self._over = asyncio.Event()
 
     @property
@@ -52,8 +53,20 @@ class OwnedRun:
     def cancelled(self, row: ResponseRow) -> None:
         self.current.cancelled(row)
 
+    @property
+    def leaving(self) -> bool:
+        """True once it is given up for another claim."""
+        return self.current.leaving
+
     def hand_over(self) -> None:
+        self._must_leave = True
         self.current.hand_over()
+
+    def go_on_with(self, run: BackgroundRun) -> None:
+        """The next claim's run; what was told to leave still has to."""
+        self.current = run
+        if self._must_leave:
+            run.hand_over()
 
     def displace(self) -> None:
         """Stop without another write."""
@@ -155,16 +168,18 @@ class BackgroundRuns:
             await run.ended()
 
     async def _attach(self, response_id: str) -> OwnedRun | None:
-        """The run that this process has, unless its worker id was declared dead: then it is stopped.
+        """The run that this process has, unless it has to be claimed anew.
 
-        To be claimed anew.
+        Its worker id was declared dead: then it is stopped. It is leaving: then the message may be the one that is
+        to start it again, whoever receives it.
         """
         run = self._runtime.running.get(response_id)
         if not isinstance(run, OwnedRun):
             return None
-        if self._runtime.worker.is_current(run.worker_id):
-            return run
-        run.displace()
+        if not run.leaving:
+            if self._runtime.worker.is_current(run.worker_id):
+                return run
+            run.displace()
         await run.ended()
         return None
 
@@ -232,6 +247,8 @@ class BackgroundRuns:
     def _start(self, ownership: Ownership, record: RequestRecord, verdict: Verdict | None) -> OwnedRun:
         row = ownership.row
         run = OwnedRun(self._new_run(ownership, record, verdict))
+        if self._draining:
+            run.hand_over()  # claimed while the drain began: nobody else would tell it
         self._runtime.running[row.id] = run
         self._cancel_watch.add(row.partition_key, row.id)
         self._runtime.spawn(self._own(run, ownership, record), f"run-{row.id}")
@@ -252,7 +269,7 @@ class BackgroundRuns:
                 if claimed is None:
                     self._close(run.current)
                     return
-                run.current = self._new_run(claimed, record, None)
+                run.go_on_with(self._new_run(claimed, record, None))
             if end is RunEnd.ENDED:
                 self._remember(response_id)
         finally:

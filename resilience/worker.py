@@ -28,7 +28,7 @@ import asyncio
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -255,45 +255,58 @@ class Worker:
     async def _commit(self, batch: Sequence[_Opening]) -> None:
         """One transaction of openings and closings; refused ones are made again under a new id."""
         try:
-            while not await self._try_commit([opening.entry for opening in batch]):
-                pass
+            now = await self._committed(batch)
         except Exception as error:
             # Whatever it was, the callers must hear of it: nothing that is not durable may be answered.
             self._fail(batch, error)
             return
-        assert self._now is not None
         for opening in batch:
+            assert now is not None
             if opening.done.cancelled():
-                self._now.closed.add(opening.entry.key)
+                now.closed.add(opening.entry.key)
             else:
-                self._now.open.add(opening.entry.key)
-                opening.done.set_result(self._now.id)
+                now.open.add(opening.entry.key)
+                opening.done.set_result(now.id)
+        if now is not None:
+            now.closed -= now.open  # another opening of a cancelled one's key still needs it
+
+    async def _committed(self, batch: Sequence[_Opening]) -> _Incarnation | None:
+        """The incarnation whose ledger has the openings; one that was declared dead meanwhile does not count.
+
+        Two openings of one key are one.
+        """
+        entries = {opening.entry.key: opening.entry for opening in batch}
+        while True:
+            now = await self._try_commit(entries)
+            if (now is not None and now is self._now) or not batch:
+                return now
 
     def _fail(self, batch: Sequence[_Opening], error: Exception) -> None:
         for opening in batch:
             if not opening.done.done():
                 opening.done.set_exception(error)
 
-    async def _try_commit(self, entries: list[LedgerEntry]) -> bool:
-        """True when durable, False when this id was found dead (the caller tries again under a new one)."""
+    async def _try_commit(self, entries: Mapping[str, LedgerEntry]) -> _Incarnation | None:
+        """Whose ledger has the entries now; None when this id was found dead (the caller then tries a new one)."""
         now = self._now
         if now is None:
-            await self._begin(entries)
-            return True
+            return await self._begin(list(entries.values()))
         if now.doubtful is not None and not await self._settle_doubt(now, now.doubtful):
-            return False
-        closed = frozenset(list(now.closed)[: _CHANGES_PER_TRANSACTION - len(entries)])
+            return None
+        # What is opened again is not closed before.
+        idle = [key for key in now.closed if key not in entries]
+        closed = frozenset(idle[: _CHANGES_PER_TRANSACTION - len(entries)])
         try:
-            record = await self._storage.ledger.commit(now.record, entries, list(closed))
+            record = await self._storage.ledger.commit(now.record, list(entries.values()), list(closed))
         except (NotFound, PreconditionFailed):
             self._declared_dead(now)
-            return False
+            return None
         except StorageUnavailable:
-            now.doubtful = _Doubt(frozenset(entry.key for entry in entries), closed)
+            now.doubtful = _Doubt(frozenset(entries), closed)
             raise
         now.record = record
-        now.closed -= closed
-        return True
+        now.closed -= closed | entries.keys()
+        return now
 
     async def _settle_doubt(self, now: _Incarnation, doubt: _Doubt) -> bool:
         """Read the ledger back after a transaction without an answer; False when this id is dead.
@@ -314,7 +327,7 @@ class Worker:
         now.doubtful = None
         return True
 
-    async def _begin(self, entries: list[LedgerEntry]) -> None:
+    async def _begin(self, entries: list[LedgerEntry]) -> _Incarnation:
         """Take a new id: its ledger and its watch message exist before anything is said to be open."""
         worker_id = new_worker_id()
         record, receipt = await asyncio.gather(
@@ -330,8 +343,9 @@ class Worker:
                 return
 
         pusher = self._pusher(self._storage.watch.push_blocking, receipt, self._settings, refused)
-        self._now = _Incarnation(record, pusher)
+        self._now = begun = _Incarnation(record, pusher)
         pusher.start()
+        return begun
 
     def _refused(self, worker_id: str) -> None:
         if self._now is not None and self._now.id == worker_id:

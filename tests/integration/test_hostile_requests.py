@@ -18,6 +18,7 @@ from tests.support.fuzzing import (
     attack_endpoints,
     attack_host,
     judge,
+    left_behind,
     seeds_at,
     serving_in_thread,
     shipped,
@@ -156,6 +157,13 @@ def test_a_wrong_answer_is_noticed(answer: RawAnswer) -> None:
 def test_a_server_that_says_nothing_is_noticed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(NoAnswerInTime):
         exchange(silent.getsockname(), ASKED, 0.3)
+
+
+async def test_a_response_that_no_answer_named_is_noticed() -> None:
+    async with serving() as server:
+        made = (await server.post(input="x", background=True)).json()["id"]
+        assert await left_behind(server.storage, Tally()) == {made}
+        assert await left_behind(server.storage, Tally(named={made})) == set()
 
 
 def test_a_tally_says_what_failed() -> None:

@@ -23,7 +23,7 @@ from tests.support.invariants import check_response
 from tests.support.servers import Deployment, body, deployment, frames_from
 
 READERS = 50
-CLIENTS = 12
+CLIENTS = 6
 PATIENCE_SECONDS = 90.0
 AT_ONCE_SECONDS = 2.0
 """A finished stream ends in milliseconds; a busy machine may stretch them. The first poll for more takes 3 s."""
@@ -74,7 +74,7 @@ async def restless(http: httpx.AsyncClient, response_id: str, chance: random.Ran
     """A client that loses its connection every few events and resumes behind the last one it saw; all its frames."""
     frames: list[bytes] = []
     while not frames or not sse.is_terminal(frames[-1]):
-        frames += await read(http, response_id, len(frames) - 1, limit=chance.randrange(1, 9))
+        frames += await read(http, response_id, len(frames) - 1, limit=chance.randrange(3, 16))
     return frames
 
 
