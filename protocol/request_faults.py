@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator
+from pydantic import BeforeValidator, Discriminator, Field
 from pydantic_core import ErrorDetails
 
 from protocol.errors import INVALID_REQUEST, InvalidRequest
 
 MAX_FAULTS = 32
 """Faults listed in one answer."""
+
+MAX_INTEGER = 2**53 - 1
+"""Up to here every reader of JSON reads integers exactly."""
 
 # Names of fields may come from the client, at any length.
 _LONGEST_NAME = 80
@@ -27,7 +30,7 @@ def _whole(value: Any) -> Any:
 WHOLE = BeforeValidator(_whole)
 """Takes a number without a fraction for an integer, however it is written: to JSON 20 and 20.0 are the same."""
 
-Integer = Annotated[int, WHOLE]
+Integer = Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER), WHOLE]
 
 OTHER = "<other>"
 """Tag of values that pass unseen: kinds of newer clients (W10)."""

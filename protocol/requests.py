@@ -16,7 +16,7 @@ from protocol import jsonio
 from protocol.errors import InvalidRequest, UnknownParameter, UnsupportedParameter
 from protocol.ids import check_response_id
 from protocol.items import INTERNAL_METADATA, ListQuery
-from protocol.request_faults import WHOLE, by_json_type, fault, faults_of, refusal
+from protocol.request_faults import MAX_INTEGER, WHOLE, by_json_type, fault, faults_of, refusal
 from protocol.request_items import Input
 from protocol.request_tools import MAX_TOOLS, Text, Tool, ToolChoice
 
@@ -91,8 +91,8 @@ class _CreateResponse(TypedDict, total=False):
     include: list[_Include] | None
     input: _Input
     instructions: str | None
-    max_output_tokens: Annotated[int, Field(ge=16), WHOLE] | None
-    max_tool_calls: Annotated[int, Field(ge=0), WHOLE] | None
+    max_output_tokens: Annotated[int, Field(ge=16, le=MAX_INTEGER), WHOLE] | None
+    max_tool_calls: Annotated[int, Field(ge=0, le=MAX_INTEGER), WHOLE] | None
     metadata: Annotated[dict[_MetadataKey, _MetadataValue], Field(max_length=16)] | None
     model: str | None
     moderation: _Object | None

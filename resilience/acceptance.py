@@ -82,7 +82,7 @@ async def accept_and_own(runtime: Runtime, key: str, record: RequestRecord, disp
         worker_id = opened if isinstance(opened, str) else ""
         runtime.spawn(_abandon(runtime, key, record.response_id, worker_id), f"abandoning-{record.response_id}")
         raise
-    return Ownership(runtime.storage, runtime.settings, row, EMPTY)
+    return Ownership(runtime.storage, runtime.settings, row, EMPTY, recovery=False)
 
 
 def _first_good(row: ResponseRow | BaseException, *others: object) -> ResponseRow:

@@ -27,7 +27,7 @@ from resilience.record import MalformedRecord, RequestRecord
 from resilience.rows import first_row
 from resilience.run_entries import BACKGROUND, FOREGROUND
 from resilience.runtime import Runtime
-from storage.errors import AlreadyExists, NotFound, PreconditionFailed
+from storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError
 from storage.ledger import LedgerEntry
 from storage.payloads import StoredPayload
 
@@ -50,13 +50,18 @@ async def adopt(runtime: Runtime, worker_id: str, start_soon: StartSoon) -> None
         return
     entry = LedgerEntry(f"adopt-{worker_id}", ADOPTION, {"worker": worker_id})
     own_id = await runtime.worker.open(entry)
-    if await _mark_dead(runtime, worker_id):
-        found = await runtime.storage.ledger.entries(worker_id)
-        _log.warning("worker %s is dead: %d open entries", worker_id, len(found))
-        for open_entry in found:
-            await _take_care(runtime, open_entry, start_soon)
-        await runtime.storage.ledger.wipe(worker_id)
-    # Not in a `finally`: an adoption that did not come to its end has to stay open.
+    try:
+        if await _mark_dead(runtime, worker_id):
+            found = await runtime.storage.ledger.entries(worker_id)
+            _log.warning("worker %s is dead: %d open entries", worker_id, len(found))
+            for open_entry in found:
+                await _take_care(runtime, open_entry, start_soon)
+            await runtime.storage.ledger.wipe(worker_id)
+    except StorageError:
+        # It is tried again, here or elsewhere: the message comes back, the sweep finds the ledger.
+        runtime.worker.close(own_id, entry.key)
+        raise
+    # Not in a `finally`: what cuts an adoption off, the death of this process, has to leave it open.
     runtime.worker.close(own_id, entry.key)
 
 

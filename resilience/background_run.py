@@ -69,10 +69,10 @@ ATTEMPTS_EXHAUSTED = Verdict("The response was tried too often.", "attempts_exha
 WORKER_STOPPED = Verdict("The worker of this response stopped.", "crash_recovery")
 
 
-def _verdict_of_row(row: ResponseRow, max_attempts: int) -> Verdict | None:
-    if row.attempt > max_attempts:
+def _verdict_on(ownership: Ownership, max_attempts: int) -> Verdict | None:
+    if ownership.row.attempt > max_attempts:
         return ATTEMPTS_EXHAUSTED
-    if row.generation > 1 and row.disposition != Disposition.RESILIENT:
+    if ownership.is_recovery and ownership.row.disposition != Disposition.RESILIENT:
         return WORKER_STOPPED
     return None
 
@@ -89,7 +89,7 @@ class BackgroundRun:
         verdict: Verdict | None = None,
     ) -> None:
         self._runtime = runtime
-        self._verdict = verdict or _verdict_of_row(ownership.row, runtime.settings.max_attempts)
+        self._verdict = verdict or _verdict_on(ownership, runtime.settings.max_attempts)
         self._ownership = ownership
         self._worker_id = ownership.row.owner
         self._record = record

@@ -95,6 +95,11 @@ class _Opener:
     def is_current(self, worker_id: str) -> bool:
         return self._worker.is_current(worker_id)
 
+    @property
+    def opened(self) -> bool:
+        """True once the ledger has the run: the row may name this worker."""
+        return bool(self._worker_id)
+
     def close(self) -> None:
         """Forget the run if it was opened."""
         if self._worker_id:
@@ -192,7 +197,11 @@ class BackgroundRuns:
     async def _read_record(self, ownership: Ownership, verdict: Verdict | None) -> tuple[RequestRecord, Verdict | None]:
         """The record, or an empty one with the verdict that it is unreadable (R3)."""
         try:
-            return await record_of(self._runtime, ownership.row), verdict
+            while True:
+                try:
+                    return await record_of(self._runtime, ownership.row), verdict
+                except StorageUnavailable:
+                    await asyncio.sleep(_LAST_LOOK)  # it is ours: nobody else would go on
         except (MalformedRecord, NotFound):
             row = ownership.row
             _log.exception("response %s: its record cannot be read", row.id)
@@ -208,11 +217,23 @@ class BackgroundRuns:
             return empty, UNREADABLE
 
     async def _claim(self, key: str, response_id: str) -> Ownership | None:
-        """Claim a run that this process does not have; None if there is nothing to do here."""
+        """Claim a run that this process does not have; None if there is nothing to do here.
+
+        Raises:
+            StorageUnavailable: Nothing was changed; once the row may name this process, it goes on until it knows.
+        """
         claimant = _Opener(self._runtime.worker, background_entry(key, response_id))
+        request = ClaimRequest(key, response_id, claimant)
         outcome: Ownership | Declined | None = None
         try:
-            outcome = await self._claim_patiently(ClaimRequest(key, response_id, claimant))
+            while outcome is None:
+                try:
+                    outcome = await self._claim_patiently(request)
+                except StorageUnavailable:
+                    if not claimant.opened:
+                        raise
+                    _log.warning("response %s: storage does not answer, the claim goes on later", response_id)
+                    await asyncio.sleep(_LAST_LOOK)
             if isinstance(outcome, Declined):
                 await self._after_decline(outcome, key, response_id)
                 return None

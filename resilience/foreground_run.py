@@ -29,6 +29,7 @@ from resilience.handler_entry import answer_to, events_of
 from resilience.history import History
 from resilience.idempotency import RequestKey
 from resilience.outcome import terminal_frames
+from resilience.ownership import OwnershipLost, replace_row
 from resilience.record import RequestRecord
 from resilience.retry import patiently
 from resilience.rows import first_row
@@ -237,16 +238,34 @@ class ForegroundRun:
             _log.exception("response %s: the outcome could not be stored", self._record.response_id)
         snapshot = failed(snapshot, "storage_error", "The storage did not answer while the response was finished.")
         # R14: the client hears of it now, the record follows as soon as storage answers.
-        self._runtime.spawn(self._insert_stubbornly(snapshot, mark), f"storing-{self._record.response_id}")
+        self._runtime.spawn(self._insert_stubbornly(snapshot), f"storing-{self._record.response_id}")
         return snapshot
 
-    async def _insert_stubbornly(self, snapshot: dict[str, Any], mark: str) -> None:
+    async def _insert_stubbornly(self, snapshot: dict[str, Any]) -> None:
+        """The record of what the client was told already, even over a write of ours that nobody heard of (W4)."""
         while True:
             try:
-                await self._insert(snapshot, mark, self._runtime.settings.finish_patience)
+                stored = await self._insert(snapshot, uuid.uuid4().hex, self._runtime.settings.finish_patience)
+                if stored["status"] != snapshot["status"]:
+                    await self._overwrite(snapshot)
                 return
-            except StorageUnavailable:
+            except (StorageUnavailable, OwnershipLost):
                 await asyncio.sleep(STORAGE_RETRY_SECONDS)
+
+    async def _overwrite(self, snapshot: dict[str, Any]) -> None:
+        storage, settings = self._runtime.storage, self._runtime.settings
+        row = await storage.rows.read(self._key, self._record.response_id)
+        if row.deleted:
+            return
+        stored = await storage.payloads.put(self._key, row.id, "snapshot", jsonio.dumps(snapshot))
+        told = replace(
+            row,
+            status=snapshot["status"],
+            snapshot=stored,
+            completed_at=None,
+            error_code=str(snapshot["error"]["code"]),
+        )
+        await replace_row(storage, told, settings.finish_patience)
 
     async def _insert(self, snapshot: dict[str, Any], mark: str, patience: float) -> dict[str, Any]:
         storage = self._runtime.storage

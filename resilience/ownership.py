@@ -30,7 +30,7 @@ Leases are infinite, broken by the next claim, and stay on a finished log: nothi
 
 import logging
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -95,13 +95,20 @@ class Claimant(Protocol):
         """True for the id that this process has now."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ClaimRequest:
-    """What is claimed, by whom."""
+    """What is claimed, by whom; one request may be tried several times, and is one claim all the same.
+
+    Attributes:
+        lease_id: The lease id of this claim.
+        first: True once it was found that nobody claimed the run before.
+    """
 
     partition_key: str
     response_id: str
     claimant: Claimant
+    lease_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    first: bool = False
 
 
 def has_log(row: ResponseRow) -> bool:
@@ -115,7 +122,6 @@ async def claim(storage: Storage, request: ClaimRequest, settings: EngineSetting
     Raises:
         StorageUnavailable: It is not known who owns the run; the message must come back.
     """
-    lease_id = str(uuid.uuid4())
     worker_id = ""
     while True:
         row = await read_row(storage, request.partition_key, request.response_id)
@@ -123,14 +129,15 @@ async def claim(storage: Storage, request: ClaimRequest, settings: EngineSetting
         if row is None or reason is not None:
             return Declined(reason or Reason.NO_ROW, row)
         worker_id = worker_id or await request.claimant.open_run()
-        claimed = await _take_row(storage, row, worker_id, lease_id, settings)
+        claimed = await _take_row(storage, row, worker_id, request.lease_id, settings)
         if claimed is None:
             continue
+        request.first = request.first or row.generation == 0
         if not has_log(claimed):
-            return Ownership(storage, settings, claimed, EMPTY)
+            return Ownership(storage, settings, claimed, EMPTY, recovery=not request.first)
         outcome = await _take_log(storage, claimed, displace=bool(row.owner), first=row.generation == 0)
         if isinstance(outcome, LogEnd):
-            return Ownership(storage, settings, claimed, outcome)
+            return Ownership(storage, settings, claimed, outcome, recovery=not request.first)
         if outcome is not None:
             return Declined(outcome, claimed)
 
@@ -230,7 +237,9 @@ class Ownership:
     Every method raises `OwnershipLost` when refused, and `StorageUnavailable` when storage stays silent for too long.
     """
 
-    def __init__(self, storage: Storage, settings: EngineSettings, row: ResponseRow, end: LogEnd) -> None:
+    def __init__(
+        self, storage: Storage, settings: EngineSettings, row: ResponseRow, end: LogEnd, *, recovery: bool
+    ) -> None:
         self._storage = storage
         self._settings = settings
         self.row = row
@@ -238,11 +247,8 @@ class Ownership:
         self.blocks = end.blocks
         self.last_sequence = end.last_sequence
         self.log_closed = end.closed
-
-    @property
-    def is_recovery(self) -> bool:
+        self.is_recovery = recovery
         """True if a handler may have been entered for this response before."""
-        return self.row.generation > 1
 
     async def append(self, data: bytes, last_sequence: int) -> None:
         """Append whole frames, the last of which has that number, to the newest segment (R8)."""

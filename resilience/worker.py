@@ -40,6 +40,8 @@ from storage.ledger import LedgerEntry, WorkerRecord
 
 _log = logging.getLogger("resilience.worker")
 
+_DISCARD_RETRY_SECONDS = 1.0
+
 _CHANGES_PER_TRANSACTION = 98
 """A transaction takes 100 operations, one of them the ``worker`` row."""
 
@@ -333,7 +335,14 @@ class Worker:
         record, receipt = await asyncio.gather(
             self._storage.ledger.begin(worker_id, entries),
             self._storage.watch.send(worker_id, delay=self._settings.watch_visibility),
+            return_exceptions=True,
         )
+        if isinstance(record, BaseException) or isinstance(receipt, BaseException):
+            _background(self._discard(worker_id))
+            for outcome in (record, receipt):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            raise AssertionError("unreachable: one of them was refused")
         loop = asyncio.get_running_loop()
 
         def refused() -> None:
@@ -346,6 +355,18 @@ class Worker:
         self._now = begun = _Incarnation(record, pusher)
         pusher.start()
         return begun
+
+    async def _discard(self, worker_id: str) -> None:
+        """Take away what may be there of a ledger whose openings were refused: nobody must act on it."""
+        while True:
+            try:
+                await self._storage.ledger.wipe(worker_id)
+                return
+            except StorageUnavailable:
+                await asyncio.sleep(_DISCARD_RETRY_SECONDS)
+            except StorageError as error:
+                _log.warning("the unused ledger of %s is left for adoption: %s", worker_id, error)
+                return
 
     def _refused(self, worker_id: str) -> None:
         if self._now is not None and self._now.id == worker_id:
@@ -370,10 +391,10 @@ class Worker:
             _log.info("ledger of idle worker %s left for adoption: %s", now.id, error)
 
 
-_stopping: set[asyncio.Task[QueueReceipt]] = set()
+_in_background: set[asyncio.Task[Any]] = set()
 
 
-def _background(stopping: Coroutine[Any, Any, QueueReceipt]) -> None:
-    task = asyncio.get_running_loop().create_task(stopping)
-    _stopping.add(task)
-    task.add_done_callback(_stopping.discard)
+def _background(work: Coroutine[Any, Any, Any]) -> None:
+    task = asyncio.get_running_loop().create_task(work)
+    _in_background.add(task)
+    task.add_done_callback(_in_background.discard)

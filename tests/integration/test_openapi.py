@@ -33,7 +33,11 @@ from tests.support.described import example as example_of
 from tests.support.fuzzing import serving_in_thread
 
 QUICK = settings(
-    max_examples=1, deadline=None, database=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck)
+    max_examples=1,
+    deadline=None,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
 )
 UNKNOWN = ids.new_response_id(ids.new_partition())
 
@@ -149,6 +153,10 @@ requests = hostile.field_attacks | hostile.mutated() | hostile.mutated() | hosti
 @example({"max_output_tokens": 16.0})
 @example({"max_output_tokens": 15.0})
 @example({"top_logprobs": 1.5})
+@example({"max_output_tokens": 2**53 - 1})
+@example({"max_output_tokens": 2**53})
+@example({"max_tool_calls": 2**64})
+@example({"tools": [{"type": "file_search", "vector_store_ids": [], "max_num_results": -(2**64)}]})
 @example({"conversation_id": "c"})
 @example({"background": True, "store": False})
 @example({"background": True, "store": None})

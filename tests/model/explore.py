@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tests.model.protocol import State, is_good, violation
+from tests.model.world import State, is_good, violation
 
 type Next = Callable[[State], Iterator[State]]
 
@@ -110,3 +110,9 @@ def walk(first: State, successors: Next, chance: random.Random, most: int = 3_00
             raise Violated(what, chosen)
         state = chosen
     raise Endless(state)
+
+
+def wander(first: State, successors: Next, walks: int) -> None:
+    """So many walks, each by a chance of its own; they are the same ones every time."""
+    for seed in range(walks):
+        walk(first, successors, random.Random(seed))

@@ -10,159 +10,25 @@ The names of the steps are those of the modules they stand for: `ownership.claim
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class Mistake(StrEnum):
-    """What somebody might think is as good."""
-
-    APPEND_WITHOUT_FENCE = "appends carry neither lease nor position"
-    STATUS_WITHOUT_ETAG = "the outcome is written without a condition"
-    LEDGER_AFTER_ROW = "the run is opened in the ledger after the row was taken"
-    LOSER_LEAVES = "who loses the row's CAS leaves"
-    NO_SECOND_LOOK = "no second look at the row under the lease"
-    OWNER_NOT_DISPLACED = "a dead owner's lease is waited for instead of broken"
-    SLEEPER_LEAVES = "who finds the row changed under the lease leaves"
-    NO_REPAIR = "a finished row is left alone without a look at its log"
-    FRAME_BEFORE_ROW = "the terminal frame is appended before the row is decided"
-    NO_ADOPTION_ENTRY = "an adopter does not open the adoption in its own ledger"
-    NOT_MARKED_DEAD = "an adopter does not mark the ledger dead"
-    WIPED_FIRST = "an adopter wipes the ledger before it sends the messages"
-    ID_USED_AGAIN = "a worker whose ledger is gone makes it anew under the same id"
-    NO_MESSAGE_AT_HAND_OVER = "a hand-over sends no start message"
-    REFUSED_OWNER_LEAVES = "an owner that is refused leaves although the row names it"
-
-
-type Change = dict[str, Any]
-"""Fields of a state, or of an actor, and what they become."""
-
-type WorkerId = tuple[int, int]
-"""A worker and which of its ids."""
-
-
-class Row(NamedTuple):
-    """The row of a response; as a whole it is its own etag, for claims count up and outcomes are for ever."""
-
-    status: str
-    generation: int
-    owner: WorkerId | None
-
-
-class Actor(NamedTuple):
-    """One invocation, at one step.
-
-    Attributes:
-        worker: whose process it runs in.
-        kind: `run`, `adopt` or `cancel`.
-        of: the response, or the worker id that is adopted.
-        step: the storage call that comes next.
-        opened: the id under which it stands in the ledger.
-        row: the row as it was last read or written.
-        position: where its next append goes.
-        said: events appended under this claim.
-        items: what an adoption has still to take care of.
-        reclaims: the message is spent: a crash does not give it back.
-    """
-
-    worker: int
-    kind: str
-    of: Any
-    step: str
-    opened: WorkerId | None = None
-    row: Row | None = None
-    position: int = 0
-    said: int = 0
-    items: tuple[Any, ...] = ()
-    reclaims: bool = False
-
-
-type Ledger = tuple[str, frozenset[Any]]
-
-
-class State(NamedTuple):
-    """Everything there is. Ledgers that are gone do not stand in `ledgers`; ids count up in `ids`."""
-
-    rows: tuple[Row, ...]
-    leases: tuple[Any, ...]
-    logs: tuple[tuple[tuple[int, str], ...], ...]
-    ledgers: frozenset[tuple[WorkerId, Ledger]]
-    watch: frozenset[WorkerId]
-    messages: tuple[int, ...]
-    actors: frozenset[Actor]
-    alive: tuple[bool, ...]
-    ids: tuple[int, ...]
-    crashes: int
-    suspicions: int
-    cancels: int
-    hand_overs: int
-
-
-QUEUED, DECIDED, CANCELLED = "queued", "decided", "cancelled"
-EVENT, TERMINAL = "event", "terminal"
-EVENTS = 1
-MOST_MESSAGES = 2
-MOST_IDS = 3
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How large a world is, and what may happen in it."""
-
-    workers: int = 2
-    responses: int = 1
-    crashes: int = 0
-    suspicions: int = 0
-    cancels: int = 0
-    hand_overs: int = 0
-
-
-def begin(bounds: Bounds, *, midway: bool = False) -> State:
-    """Every response accepted and nobody at work; `midway`: worker 0 died in the middle of its runs."""
-    responses = range(bounds.responses)
-    one: WorkerId = (0, 0)
-    return State(
-        rows=tuple(Row(QUEUED, 1, one) if midway else Row(QUEUED, 0, None) for _ in responses),
-        leases=tuple((one, 1) if midway else None for _ in responses),
-        logs=tuple(((1, EVENT),) if midway else () for _ in responses),
-        ledgers=frozenset({(one, ("open", frozenset(("run", r) for r in responses)))} if midway else ()),
-        watch=frozenset({one} if midway else ()),
-        messages=tuple(0 if midway else 1 for _ in responses),
-        actors=frozenset(),
-        alive=tuple(not midway or number > 0 for number in range(bounds.workers)),
-        ids=(0,) * bounds.workers,
-        crashes=bounds.crashes,
-        suspicions=bounds.suspicions,
-        cancels=bounds.cancels,
-        hand_overs=bounds.hand_overs,
-    )
-
-
-def is_good(state: State) -> bool:
-    """Every response has its outcome, and its log ends with the terminal frame."""
-    return all(
-        row.status != QUEUED and bool(log) and log[-1][1] == TERMINAL
-        for row, log in zip(state.rows, state.logs, strict=True)
-    )
-
-
-def violation(before: State, state: State) -> str:
-    """What must never be, "" if it is not."""
-    for old, row, log in zip(before.rows, state.rows, state.logs, strict=True):
-        if old.status != QUEUED and row.status != old.status:
-            return f"V1: {row.status} after {old.status}"
-        generations = [generation for generation, _ in log]
-        if generations != sorted(generations):
-            return f"V5: the log's generations are {generations}"
-        ends = [index for index, (_, kind) in enumerate(log) if kind == TERMINAL]
-        if len(ends) > 1:
-            return "V1: two terminal frames"
-        if ends and ends[0] != len(log) - 1:
-            return "V1: an event behind the terminal frame"
-        if ends and row.status == QUEUED:
-            return "V1: a terminal frame without an outcome"
-    return ""
+from tests.model.world import (
+    CANCELLED,
+    DECIDED,
+    EVENT,
+    EVENTS,
+    MOST_IDS,
+    MOST_MESSAGES,
+    QUEUED,
+    TERMINAL,
+    Actor,
+    Change,
+    Mistake,
+    Row,
+    State,
+    WorkerId,
+    with_value,
+)
 
 
 def successors(state: State, mistake: Mistake | None = None) -> Iterator[State]:
@@ -191,7 +57,7 @@ class _World:
                 continue
             for response, count in enumerate(state.messages):
                 if count and not self._busy(worker, ("run",), response):
-                    messages = _with(state.messages, response, count - 1)
+                    messages = with_value(state.messages, response, count - 1)
                     yield self._enter(Actor(worker, "run", response, "read"), messages=messages)
             for dead in sorted(state.watch):
                 wrongly = self._is_current(dead)
@@ -227,7 +93,7 @@ class _World:
                             watch.add(actor.of)
                 yield state._replace(
                     actors=frozenset(actor for actor in state.actors if actor.worker != worker),
-                    alive=_with(state.alive, worker, False),
+                    alive=with_value(state.alive, worker, False),
                     messages=tuple(messages),
                     watch=frozenset(watch),
                     crashes=state.crashes - 1,
@@ -270,13 +136,13 @@ class _Move:
         return self.state._replace(actors=self.others, **world)
 
     def with_row(self, row: Row) -> Change:
-        return {"rows": _with(self.state.rows, self.r, row)}
+        return {"rows": with_value(self.state.rows, self.r, row)}
 
     def with_lease(self, lease: object) -> Change:
-        return {"leases": _with(self.state.leases, self.r, lease)}
+        return {"leases": with_value(self.state.leases, self.r, lease)}
 
     def with_record(self, kind: str, generation: int) -> Change:
-        return {"logs": _with(self.state.logs, self.r, (*self.log, (generation, kind)))}
+        return {"logs": with_value(self.state.logs, self.r, (*self.log, (generation, kind)))}
 
     def may_append(self, lease: object) -> bool:
         fenced = self.lease == lease and self.actor.position == len(self.log)
@@ -292,7 +158,7 @@ class _Move:
         # Only the last transaction of an id can have closed it: an id whose ledger is gone was closed or adopted.
         if state == "dead":
             if own[1] + 1 < MOST_IDS:
-                yield self.to(self.actor.step, world={"ids": _with(self.state.ids, worker, own[1] + 1)})
+                yield self.to(self.actor.step, world={"ids": with_value(self.state.ids, worker, own[1] + 1)})
             return
         ledgers = self.state.ledgers - {(own, (state, entries))} | {(own, ("open", entries | {item}))}
         watch = self.state.watch | {own} if state == "new" else self.state.watch
@@ -310,7 +176,7 @@ class _Move:
             yield self.gone(**{"ledgers": ledgers | {(opened, ("open", entries - {item}))}, **world})
             return
         number = opened[1] + (self.mistake is not Mistake.ID_USED_AGAIN)
-        ids = _with(self.state.ids, opened[0], max(self.state.ids[opened[0]], number))
+        ids = with_value(self.state.ids, opened[0], max(self.state.ids[opened[0]], number))
         yield self.gone(**{"ledgers": ledgers, "watch": self.state.watch - {opened}, "ids": ids, **world})
 
     def is_open(self, worker_id: WorkerId) -> bool:
@@ -454,7 +320,7 @@ class _Move:
 
     def with_message(self, response: int) -> Change:
         count = min(self.state.messages[response] + 1, MOST_MESSAGES)
-        return {"messages": _with(self.state.messages, response, count)}
+        return {"messages": with_value(self.state.messages, response, count)}
 
     def run_close(self) -> Iterator[State]:
         yield from self.close_entry(("run", self.r))
@@ -553,7 +419,7 @@ class _Move:
         worker, number = self.dead
         if self.mistake is not Mistake.ID_USED_AGAIN:
             # It is never used again: the id's next transaction finds its row missing.
-            world["ids"] = _with(self.state.ids, worker, max(self.state.ids[worker], number + 1))
+            world["ids"] = with_value(self.state.ids, worker, max(self.state.ids[worker], number + 1))
         yield self.to("care" if self.mistake is Mistake.WIPED_FIRST else "close", world=world)
 
     def adopt_close(self) -> Iterator[State]:
@@ -562,7 +428,3 @@ class _Move:
 
 def _place(actor: Actor) -> tuple[int, str, str, str]:
     return (actor.worker, actor.kind, repr(actor.of), actor.step)
-
-
-def _with[T](values: tuple[T, ...], index: int, value: T) -> tuple[T, ...]:
-    return (*values[:index], value, *values[index + 1 :])

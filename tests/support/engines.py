@@ -252,7 +252,7 @@ class Host:
             while not self.dead and not self._running.is_set():
                 time.sleep(0.02)
             if self.dead:
-                raise SystemExit  # a thread of a killed process
+                raise NotFound  # the thread of a killed process ends
             return push(newest, visibility)
 
         return ThreadPusher(push_if_alive, receipt, settings, refused)

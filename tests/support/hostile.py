@@ -307,7 +307,7 @@ query_values = st.sampled_from(
     (
         *b"0 -1 -2 1 100 101 1.5 1e3 +1 %2b1 %20 NaN true false TRUE maybe asc desc ASC msg_x".split(),
         *b"%00 %ff % %F0%9F%98%80 \xd9\xa3 %D9%A3 reasoning.encrypted_content".split(),
-        *(b"", b"9" * 400, b"-" + b"9" * 400, UNKNOWN_ID.encode()),
+        *(b"", b"9" * 5000, b"-" + b"9" * 400, UNKNOWN_ID.encode()),
     )
 )
 query_names = st.sampled_from(b"starting_after limit order after before stream include include[] x %00".split())

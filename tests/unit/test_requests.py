@@ -99,6 +99,7 @@ def test_a_whole_number_is_an_integer_however_it_is_written() -> None:
     assert isinstance(parsed["max_output_tokens"], int)
     assert set(faults(max_output_tokens=20.5)) == {"$.max_output_tokens"}
     assert set(faults(max_output_tokens=15.0)) == {"$.max_output_tokens"}
+    assert set(faults(max_output_tokens=2**64)) == {"$.max_output_tokens"}
 
 
 @pytest.mark.parametrize("wrong", [{"type": "agent"}, {"type": 1}, {"version": 1}, {"name": ""}])

@@ -102,7 +102,9 @@ def test_a_terminal_event_is_the_outcome_and_not_a_frame(name: str) -> None:
     assert (ending.snapshot["completed_at"] == 99) == (name == "completed")
     assert (ending.snapshot["error"] is not None) == (name == "failed")
     assert len(ending.snapshot["output"]) == 1
-    assert stamp.last_sequence == 1
+    # W6: the item that was left open is done first.
+    assert [sse.decode(each.frame)["type"] for each in ending.frames] == ["response.output_item.done"]
+    assert stamp.last_sequence == 2
 
 
 def test_identity_and_flags_are_not_the_handlers_to_change() -> None:
