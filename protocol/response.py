@@ -153,6 +153,8 @@ def fill_response(
     for field, value in emitted.items():
         if field in _FIXED or (value is None and field in _NEVER_NULL) or field == "agent_reference":
             continue
+        if field == "model" and not value:  # B22: a stream made of a request without one knows no default
+            continue
         filled[field] = value
     if status is not None:
         filled["status"] = status

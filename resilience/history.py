@@ -8,6 +8,7 @@ from typing import Any
 
 from protocol import jsonio
 from protocol.items import input_items
+from resilience.placement import partition_key, tenant_in
 from resilience.record import RequestRecord
 from storage.connection import Storage
 from storage.rows import ResponseRow
@@ -31,12 +32,33 @@ class History:
 
     async def resolve(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The items with each reference replaced by what it refers to; one that leads nowhere stays as it is."""
-        if not any(item.get("type") == "item_reference" for item in items):
+        wanted = {str(item.get("id")) for item in items if item.get("type") == "item_reference"}
+        if not wanted:
             return items
         known = {str(item.get("id")): item for item in await self.items()}
+        for key in self._partitions_of(wanted - set(known)):
+            known = {**await self._items_in(key), **known}
         return [
             known.get(str(item.get("id")), item) if item.get("type") == "item_reference" else item for item in items
         ]
+
+    def _partitions_of(self, item_ids: set[str]) -> set[str]:
+        """Where items of this tenant lie, by their ids; ids that are not this server's lie nowhere."""
+        keys = set()
+        for item_id in item_ids:
+            try:
+                keys.add(partition_key(tenant_in(self._partition_key), item_id))
+            except ValueError:
+                continue
+        return keys
+
+    async def _items_in(self, key: str) -> dict[str, dict[str, Any]]:
+        """All items of a partition by id, but those of this response: what it refers to came before it."""
+        known: dict[str, dict[str, Any]] = {}
+        for row in await self._storage.rows.list_partition(key):
+            if not row.deleted and row.id != self._record.response_id:
+                known.update({str(item.get("id")): item for item in await self._items_of(row)})
+        return known
 
     async def _earlier_turns(self) -> list[ResponseRow]:
         if self._turns is None:

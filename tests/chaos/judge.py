@@ -37,6 +37,7 @@ REST_LOOK_SECONDS = 5.0
 AFTERMATH_SECONDS = 25.0
 """How long after its cause a worker may still lose a run: suspicion, and the message of a killed invocation."""
 
+UNHEARD = ("exception was never retrieved", "was never awaited", "Unclosed")
 LOST = ("declared dead", "storage refused", "broke off", "was handed over", "Draining", "stopping")
 """What a log says of a run that was lost for a reason of its process."""
 
@@ -123,6 +124,7 @@ class Judge:
 
     async def all(self, told: Sequence[Told]) -> None:
         """Judge what clients were told, and what is stored although no client was told of it."""
+        self._check_logs()
         heard_of: defaultdict[str, list[Told]] = defaultdict(list)
         for each in told:
             self._say(each.response_id, each.mode, each.wrong)
@@ -133,6 +135,14 @@ class Judge:
         checks = [self._judge(one) for each in heard_of.values() for one in each]
         checks += [self._judge_unheard(each) for each in unheard if each not in heard_of]
         await asyncio.gather(*checks)
+
+    def _check_logs(self) -> None:
+        """A task that dies unheard is a defect even where nothing came of it."""
+        for path in sorted(self._logs.iterdir()):
+            lines = path.read_text().splitlines()
+            for number, line in enumerate(lines):
+                if any(word in line for word in UNHEARD):
+                    self._say("", path.name, ["\n".join(lines[number : number + 30])])
 
     def _say(self, response_id: str, mode: str, what: Sequence[str]) -> None:
         self.violations += [Violation(response_id, mode, each) for each in what]

@@ -20,7 +20,7 @@ from tests.support.host import until
 PRINCIPAL = "local"
 """Who every client of a local host is."""
 
-MEAN_PAUSE = 2.6
+MEAN_PAUSE = 2.2
 """Seconds between two troubles, in the mean."""
 
 LEAST_UP = 3

@@ -18,7 +18,7 @@ from protocol import sse
 from protocol.aio import ResponseEventStream
 from resilience.context import ResponseContext
 from resilience.log_cursor import READ_BYTES
-from storage.seam import Moment
+from storage.seam import Fault, Moment
 from tests.support.engines import PRINCIPAL, Fleet, Host, Reader, background, fleet, until
 from tests.support.handlers import Teller
 from tests.support.invariants import Stored, check_response, read_stored
@@ -195,6 +195,8 @@ async def test_a_lost_terminal_frame_ends_every_reader_that_waits_or_comes_later
                     await asyncio.Event().wait()
 
         owner.seam.hooks.append(die_before_the_last_frame)
+        # It has seen the open end when the other one appends.
+        others[1].seam.inject(Fault(operation="log.break", kind="delay", delay=0.5))
         first = await others[0].stream(background())
         response_id = await first.response_id()
         waiting = [(after, await host.replay(response_id, after)) for host in others for after in (-1, 1, 6, 9, 500)]

@@ -86,6 +86,17 @@ def test_a_crowded_body_is_refused_before_it_costs_much(address: tuple[str, int]
     assert len(answer.body) < 20_000
 
 
+@pytest.mark.parametrize(
+    "number", [b"9" * 5000, b"-" + b"9" * 5000, b"0" * 5000 + b"1", b"%D9%A3", b"%00", b"1.0", b""]
+)
+@pytest.mark.parametrize("query", [b"?stream=true&starting_after=", b"/input_items?limit=", b"/input_items?after="])
+def test_any_number_in_a_query_is_read_or_refused(address: tuple[str, int], query: bytes, number: bytes) -> None:
+    request = RawRequest("GET", CREATE + b"/" + hostile.UNKNOWN_ID.encode() + query + number)
+    answer = exchange(address, request, SECONDS)
+    judge(request, answer)
+    assert answer.status in (400, 404)
+
+
 def test_half_a_request_whose_client_stays_holds_up_nobody(address: tuple[str, int]) -> None:
     with socket.create_connection(address) as waiting:
         waiting.sendall(b"POST /v1/responses HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")

@@ -76,7 +76,7 @@ async def desk_with(**settings: Any) -> Desk:
     )
     feed = Feed(1 << 20)
     feed.begin(0)
-    ownership = Ownership(storage, chosen, row, EMPTY)
+    ownership = Ownership(storage, chosen, row, EMPTY, recovery=False)
     made = Desk(storage, ownership, feed, Journal(ownership, feed, chosen, lambda: made.runs))
     return made
 

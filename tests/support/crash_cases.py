@@ -1,0 +1,387 @@
+"""A real host dies at a named point (`resilience.crash_points`), and what must hold afterwards.
+
+A case is a way to make a victim pass a point, in one of the modes in which clients use it. Beside the victim stands a
+host that survives; it serves queues only from the moment the victim is gone, unless the case needs it before.
+"""
+
+import asyncio
+import json
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from protocol.response import TERMINAL_STATUSES
+from resilience.crash_points import HANDLER_POINTS, MOMENTS, SETTING
+from storage.connection import Storage
+from storage.driver import RESPONSES, WORKERS
+from storage.rows import ROW_PREFIX
+from storage.seam import Operation
+from tests.support.azurite import AzuriteServer
+from tests.support.host import FunctionHost
+from tests.support.invariants import check_nothing_left, check_response
+from tests.support.servers import Deployment, body, deployment, eventually, frames_from
+
+type Json = dict[str, Any]
+
+PRINCIPAL = "local"
+DEATH_SECONDS = 60.0
+END_SECONDS = 90.0
+BALLAST = "x" * 40_000
+"""Enough for request and snapshot to be stored beside the row."""
+
+SCRIPT: Json = {"count": 6, "delay": 0.25, "checkpoint_every": 2, "ballast": BALLAST}
+SETTINGS = {"RESPONSES_SEGMENT_BLOCKS": "5", "RESPONSES_IDLE_CLOSE_AFTER": "0.5"}
+EAGER = {"RESPONSES_EAGER_START": "true"}
+LATE = {"RESPONSES_EAGER_START": "false"}
+
+
+@dataclass
+class Case:
+    """One death.
+
+    Attributes:
+        way: how the victim comes to the point; a key of `WAYS`.
+        point: where it dies.
+        passing: at which passing.
+        mode: what the client asked for: `background`, `stream` or `cancel`.
+    """
+
+    way: str
+    point: str
+    passing: int = 1
+    mode: str = "stream"
+    frames: list[bytes] = field(default_factory=list)
+    response_id: str = ""
+    cancelled: bool = False
+    deleted: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.way}-{self.mode}-{self.point}:{self.passing}"
+
+    @property
+    def crash_at(self) -> dict[str, str]:
+        return {SETTING: f"{self.point}:{self.passing}"}
+
+    async def play(self, azurite: AzuriteServer) -> None:
+        """Die there, and look at what became of it.
+
+        Raises:
+            AssertionError: The point was not passed, or a rule does not hold afterwards.
+        """
+        with deployment(azurite, **SETTINGS) as cluster:
+            async with cluster.storage() as storage:
+                survivor = await WAYS[self.way](self, cluster)
+                await self._settle(survivor, storage)
+                await self._judge(storage, cluster)
+
+    # -- the client ---------------------------------------------------------------------------------------------------
+
+    async def ask(self, host: FunctionHost, enough: int = 10**9, **fields: Any) -> None:
+        """Make a response and follow it while the host lives, or until so many events were seen."""
+        wanted = body(SCRIPT, background=True, stream=self.mode != "background", **fields)
+        with suppress(httpx.HTTPError):
+            async with httpx.AsyncClient(base_url=host.base_url, timeout=END_SECONDS) as http:
+                if self.mode == "background":
+                    answer = await http.post("/responses", json=wanted)
+                    self.response_id = answer.json()["id"] if answer.status_code == 200 else ""
+                    return
+                async with http.stream("POST", "/responses", json=wanted) as answer:
+                    async for frame in frames_from(answer):
+                        self.frames.append(frame)
+                        self.response_id = (
+                            json.loads(frame.partition(b"data: ")[2])["response"]["id"]
+                            if len(self.frames) == 1
+                            else self.response_id
+                        )
+                        if len(self.frames) >= enough:
+                            return
+
+    async def cancel(self, host: FunctionHost) -> None:
+        """One try to cancel it."""
+        with suppress(httpx.HTTPError):
+            async with httpx.AsyncClient(base_url=host.base_url, timeout=END_SECONDS) as http:
+                answer = await http.post(f"/responses/{self.response_id}/cancel")
+                self.cancelled = self.cancelled or answer.status_code == 200
+
+    # -- afterwards ---------------------------------------------------------------------------------------------------
+
+    async def _settle(self, survivor: FunctionHost, storage: Storage) -> None:
+        if self.mode == "cancel" and self.response_id:
+            await eventually(lambda: self._cancel_definitely(survivor), "an answer to the cancel", END_SECONDS)
+
+        async def ended() -> bool:
+            rows = await storage.driver.query_entities(RESPONSES, row_key_prefix=ROW_PREFIX)
+            ledgers = await storage.driver.query_entities(WORKERS)
+            over = all(row.properties["status"] in TERMINAL_STATUSES for row in rows)
+            return over and not ledgers
+
+        await eventually(ended, "everything at rest", END_SECONDS)
+
+    async def _cancel_definitely(self, host: FunctionHost) -> bool:
+        async with httpx.AsyncClient(base_url=host.base_url, timeout=END_SECONDS) as http:
+            answer = await http.post(f"/responses/{self.response_id}/cancel")
+            self.cancelled = self.cancelled or answer.status_code == 200
+            return answer.status_code in (200, 400)
+
+    async def _judge(self, storage: Storage, cluster: Deployment) -> None:
+        rows = await storage.driver.query_entities(RESPONSES, row_key_prefix=ROW_PREFIX)
+        ids = [row.row_key.removeprefix(ROW_PREFIX) for row in rows]
+        assert not self.response_id or self.response_id in ids, f"R1: {self.response_id} is not on record"
+        for response_id in ids:
+            own = response_id == self.response_id
+            if own and self.deleted:
+                await check_nothing_left(storage, PRINCIPAL, response_id)
+                continue
+            stored = await check_response(
+                storage,
+                PRINCIPAL,
+                response_id,
+                seen=[self.frames] if own else [],
+                cancelled=own and self.cancelled,
+            )
+            if not (own and self.cancelled):
+                assert stored.row.status == "completed", f"{stored.row.status}: {stored.snapshot}\n{cluster.logs()}"
+                text = "".join(part["text"] for item in (stored.snapshot or {})["output"] for part in item["content"])
+                assert text.split() == [str(number) for number in range(SCRIPT["count"])]
+
+
+async def _dies(victim: FunctionHost) -> None:
+    assert await victim.wait_ended(DEATH_SECONDS) == -signal.SIGKILL, victim.log()
+
+
+# -- the ways to a point ---------------------------------------------------------------------------------------------
+
+
+async def _accepting(case: Case, cluster: Deployment) -> FunctionHost:
+    """The victim accepts a response and runs it at once."""
+    victim, survivor = await asyncio.gather(
+        cluster.start(**EAGER, **case.crash_at), cluster.start("--visibility", "10", **LATE)
+    )
+    asking = asyncio.create_task(case.ask(victim))
+    if case.mode == "cancel":
+        with suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                while not case.response_id and victim.running:
+                    await asyncio.sleep(0.05)
+        await case.cancel(victim)
+    await _dies(victim)
+    await asking
+    return survivor
+
+
+async def _running(case: Case, cluster: Deployment) -> FunctionHost:
+    """The victim runs what another process accepted."""
+    front, victim = await asyncio.gather(
+        cluster.start("--only", "http"), cluster.start("--only", "queue", "--visibility", "10", **LATE, **case.crash_at)
+    )
+    asking = asyncio.create_task(case.ask(front))
+    if case.mode == "cancel":
+        await eventually(lambda: _has_id(case), "an id")
+        await asyncio.sleep(0.6)
+        await case.cancel(front)
+    await _dies(victim)
+    await cluster.start("--only", "queue", "--visibility", "10", **LATE)
+    await asyncio.wait_for(asking, END_SECONDS)
+    return front
+
+
+async def _taking_over(case: Case, cluster: Deployment) -> FunctionHost:
+    """The victim takes over from an owner that died."""
+    front, owner = await asyncio.gather(
+        cluster.start("--only", "http"), cluster.start("--only", "queue", "--visibility", "10", **LATE)
+    )
+    asking = asyncio.create_task(case.ask(front))
+    await eventually(lambda: _has_id(case), "an id")
+    await asyncio.sleep(0.8)
+    victim = await cluster.start("--only", "queue", "--visibility", "10", **LATE, **case.crash_at)
+    owner.kill()
+    if case.mode == "cancel":
+        await case.cancel(front)
+    await _dies(victim)
+    await cluster.start("--only", "queue", "--visibility", "10", **LATE)
+    await asyncio.wait_for(asking, END_SECONDS)
+    return front
+
+
+async def _leaving(case: Case, cluster: Deployment) -> FunctionHost:
+    """The victim hands its run over, for it has to stop."""
+    front, victim = await asyncio.gather(
+        cluster.start("--only", "http"),
+        cluster.start("--only", "queue", "--visibility", "10", **LATE, **case.crash_at, RESPONSES_HANDOVER_AFTER="0.5"),
+    )
+    asking = asyncio.create_task(case.ask(front))
+    await _dies(victim)
+    await cluster.start("--only", "queue", "--visibility", "10", **LATE)
+    await asyncio.wait_for(asking, END_SECONDS)
+    return front
+
+
+async def _deleting(case: Case, cluster: Deployment) -> FunctionHost:
+    """The victim deletes a finished response."""
+    survivor, victim = await asyncio.gather(cluster.start(**EAGER), cluster.start("--only", "http", **case.crash_at))
+    await case.ask(survivor)
+    case.deleted = True
+    with suppress(httpx.HTTPError):
+        async with httpx.AsyncClient(base_url=victim.base_url, timeout=END_SECONDS) as http:
+            await http.delete(f"/responses/{case.response_id}")
+    await _dies(victim)
+
+    async def gone() -> bool:
+        async with httpx.AsyncClient(base_url=survivor.base_url, timeout=END_SECONDS) as http:
+            await http.delete(f"/responses/{case.response_id}")
+            await asyncio.sleep(0.5)
+        async with cluster.storage() as storage:
+            with suppress(AssertionError):
+                await check_nothing_left(storage, PRINCIPAL, case.response_id)
+                return True
+        return False
+
+    await eventually(gone, "the end of the deletion", END_SECONDS)
+    return survivor
+
+
+async def _keyed(case: Case, cluster: Deployment) -> FunctionHost:
+    """The victim makes a response for an idempotency key; so does who survives."""
+    victim, survivor = await asyncio.gather(cluster.start(**EAGER, **case.crash_at), cluster.start(**EAGER))
+    wanted = body(SCRIPT, background=True)
+    headers = {"Idempotency-Key": "the key"}
+    async with httpx.AsyncClient(timeout=END_SECONDS) as http:
+        if case.point.startswith("key.read"):
+            case.response_id = (await http.post(f"{survivor.base_url}/responses", json=wanted, headers=headers)).json()[
+                "id"
+            ]
+        with suppress(httpx.HTTPError):
+            await http.post(f"{victim.base_url}/responses", json=wanted, headers=headers)
+        await _dies(victim)
+        answer = await http.post(f"{survivor.base_url}/responses", json=wanted, headers=headers)
+        assert answer.status_code == 200, answer.text
+        assert case.response_id in ("", answer.json()["id"]), "I1: another response for the same key"
+        case.response_id = answer.json()["id"]
+    case.mode = "background"
+    return survivor
+
+
+async def _asked(case: Case, cluster: Deployment) -> FunctionHost:
+    """The victim is asked whether it is ready, and to sweep."""
+    victim, survivor = await asyncio.gather(
+        cluster.start("--no-timers", **case.crash_at), cluster.start("--only", "http")
+    )
+    async with httpx.AsyncClient(base_url=victim.base_url, timeout=END_SECONDS) as http:
+        with suppress(httpx.HTTPError):
+            await http.get("/readyz")
+            await http.post("/admin/functions/sweep", json={})
+    await _dies(victim)
+    return survivor
+
+
+async def _has_id(case: Case) -> bool:
+    if case.mode != "background":
+        return bool(case.response_id)
+    return bool(case.response_id)
+
+
+WAYS: dict[str, Callable[[Case, Deployment], Awaitable[FunctionHost]]] = {
+    "accepting": _accepting,
+    "running": _running,
+    "taking over": _taking_over,
+    "leaving": _leaving,
+    "deleting": _deleting,
+    "keyed": _keyed,
+    "asked": _asked,
+}
+
+BACKGROUND_ONLY = ("background",)
+LOG_ONLY = ("stream", "cancel")
+ALL = ("background", "stream", "cancel")
+
+# Which operations a victim passes on which way, and in which modes of its client.
+PASSED: dict[str, dict[Operation, tuple[str, ...]]] = {
+    "accepting": {
+        Operation.LOG_CREATE: LOG_ONLY,
+        Operation.LOG_ACQUIRE: LOG_ONLY,
+        Operation.LOG_APPEND: LOG_ONLY,
+        Operation.PAYLOAD_PUT: ALL,
+        Operation.ROW_INSERT: ALL,
+        Operation.ROW_READ: ALL,
+        Operation.ROW_REPLACE: ALL,
+        Operation.LEDGER_BEGIN: ALL,
+        Operation.LEDGER_END: ALL,
+        Operation.QUEUE_SEND_START: ALL,
+        Operation.QUEUE_SEND_WATCH: ALL,
+        Operation.QUEUE_PUSH_WATCH: ALL,
+        Operation.QUEUE_DELETE_WATCH: ALL,
+    },
+    "running": {
+        Operation.LOG_CREATE: ("stream",),
+        Operation.LOG_ACQUIRE: LOG_ONLY,
+        Operation.LOG_APPEND: LOG_ONLY,
+        Operation.PAYLOAD_GET: ALL,
+        Operation.PAYLOAD_PUT: ("background", "stream"),
+        Operation.ROW_READ: ALL,
+        Operation.ROW_REPLACE: ALL,
+        Operation.LEDGER_BEGIN: ALL,
+        Operation.LEDGER_END: ALL,
+        Operation.QUEUE_SEND_WATCH: ALL,
+        Operation.QUEUE_DELETE_WATCH: ALL,
+    },
+    "taking over": {
+        Operation.LEDGER_READ: ALL,
+        Operation.LEDGER_MARK_DEAD: ALL,
+        Operation.LEDGER_ENTRIES: ALL,
+        Operation.LEDGER_WIPE: ALL,
+        Operation.LEDGER_COMMIT: ALL,
+        Operation.QUEUE_SEND_START: ALL,
+        Operation.LOG_BREAK: LOG_ONLY,
+        Operation.LOG_ACQUIRE: LOG_ONLY,
+        Operation.LOG_INFO: LOG_ONLY,
+        Operation.LOG_READ: LOG_ONLY,
+        Operation.ROW_REPLACE: ("background", "stream"),
+    },
+    "leaving": {
+        Operation.LOG_RELEASE: ("stream",),
+        Operation.QUEUE_SEND_START: ("background", "stream"),
+    },
+    "deleting": {
+        Operation.LOG_LIST: ("stream",),
+        Operation.LOG_DELETE: ("stream",),
+        Operation.PAYLOAD_LIST: ("stream",),
+        Operation.PAYLOAD_DELETE: ("stream",),
+        Operation.QUEUE_SEND_START: ("stream",),
+        Operation.ROW_REPLACE: ("stream",),
+    },
+    "keyed": {
+        Operation.KEY_CLAIM: BACKGROUND_ONLY,
+        Operation.KEY_READ: BACKGROUND_ONLY,
+    },
+    "asked": {
+        Operation.PING: BACKGROUND_ONLY,
+        Operation.LEDGER_TIME: BACKGROUND_ONLY,
+        Operation.LEDGER_STALE: BACKGROUND_ONLY,
+    },
+}
+
+
+def every_case() -> list[Case]:
+    """A death at every point that a victim passes, on every way and in every mode that leads there."""
+    cases = [
+        Case(way, f"{operation}:{moment}", mode=mode)
+        for way, operations in PASSED.items()
+        for operation, modes in operations.items()
+        for mode in modes
+        for moment in MOMENTS
+    ]
+    cases += [
+        Case(way, point, mode=mode) for way in ("accepting", "running") for point in HANDLER_POINTS for mode in ALL
+    ]
+    # Not only the first event: in the middle, and right before the end.
+    cases += [
+        Case("running", f"{point}", passing, mode)
+        for point in HANDLER_POINTS[1:3]
+        for passing in (5, 9)
+        for mode in ALL[:2]
+    ]
+    return cases
