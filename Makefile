@@ -31,7 +31,7 @@ func: ## The same, under Azure Functions Core Tools (func) in place of the local
 	@exec $(python) -m scripts.start --port "$(PORT)" --func
 
 test: setup ## Run every test but those of test-clients, on a storage emulator of its own; a choice of them: ARGS="tests/unit -k ids"
-	@if $(python) -m pytest -n $(WORKERS) $(other_clients:%=--ignore=%) $(ARGS); then echo 'make test: all passed'; \
+	@if $(python) -m pytest -n $(WORKERS) --dist loadfile $(other_clients:%=--ignore=%) $(ARGS); then echo 'make test: all passed'; \
 	else echo 'make test: FAILED' >&2; exit 1; fi
 
 test-clients: ## Hold other people's clients against the server, unmodified: tests/clients
@@ -44,8 +44,8 @@ chaos: setup ## Kill, freeze and cut off real hosts under traffic, then judge ev
 fuzz: setup ## Attack a server with 22,000 hostile requests: SEED=1
 	@$(python) -m tests.fuzz $(if $(SEED),--seed "$(SEED)") $(ARGS)
 
-crash-points: setup ## Kill a real host at every named point of the engine, in every mode that passes it
-	@exec $(python) -m tests.crash_points
+crash-points: setup ## Kill a real host at every named point of the engine, in every mode that passes it (half an hour)
+	@CRASH_POINTS=every exec $(python) -m pytest tests/resilience/test_crash_points.py $(ARGS)
 
 bench-recovery: setup ## Measure how long a response is silent when its worker goes (15 minutes); fewer: ARGS="--kills 5"
 	@exec $(python) -m benchmarks.recovery $(ARGS)

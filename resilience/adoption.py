@@ -46,7 +46,7 @@ async def adopt(runtime: Runtime, worker_id: str, start_soon: StartSoon) -> None
         StorageUnavailable: It could not be completed; it must be tried again.
     """
     if runtime.worker.is_current(worker_id):
-        await _reassure(runtime, worker_id)
+        runtime.worker.own_message_received(worker_id)
         return
     entry = LedgerEntry(f"adopt-{worker_id}", ADOPTION, {"worker": worker_id})
     own_id = await runtime.worker.open(entry)
@@ -71,13 +71,6 @@ async def sweep(runtime: Runtime, start_soon: StartSoon) -> None:
     for record in await runtime.storage.ledger.stale(now - timedelta(seconds=runtime.settings.stale_after)):
         if not runtime.worker.is_current(record.worker_id):
             await adopt(runtime, record.worker_id, start_soon)
-
-
-async def _reassure(runtime: Runtime, worker_id: str) -> None:
-    """This process received its own watch message: it was held up, not dead. A new message replaces the spent one."""
-    receipt = await runtime.storage.watch.send(worker_id, delay=runtime.settings.watch_visibility)
-    if not runtime.worker.keep_watch(worker_id, receipt):
-        await runtime.storage.watch.delete(receipt)
 
 
 async def _mark_dead(runtime: Runtime, worker_id: str) -> bool:

@@ -1,5 +1,6 @@
 """What an app decides (`ResponsesServerOptions`) and what an operator may tune (`EngineSettings`)."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -124,6 +125,9 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     try:
         if kind in (bool, "bool"):
             return _TRUTHS[text.strip().lower()]
-        return int(text) if kind in (int, "int") else float(text)
+        number = int(text) if kind in (int, "int") else float(text)
+        if not 0 <= number < math.inf:
+            raise ValueError(text)
+        return number
     except (KeyError, ValueError) as error:
         raise SettingError(name, text) from error

@@ -128,7 +128,8 @@ async def claim(storage: Storage, request: ClaimRequest, settings: EngineSetting
         reason = await _reason_to_leave(storage, row, request)
         if row is None or reason is not None:
             return Declined(reason or Reason.NO_ROW, row)
-        worker_id = worker_id or await request.claimant.open_run()
+        if not request.claimant.is_current(worker_id):
+            worker_id = await request.claimant.open_run()
         claimed = await _take_row(storage, row, worker_id, request.lease_id, settings)
         if claimed is None:
             continue

@@ -60,9 +60,6 @@ class WatchPusher(Protocol):
     async def stop(self) -> QueueReceipt:
         """End; the receipt is then the newest."""
 
-    def adopt(self, receipt: QueueReceipt) -> None:
-        """Go on with another message: the old one was received."""
-
 
 class ThreadPusher:
     """Pushes from a thread, with the driver's blocking client: a blocked event loop does not stop it."""
@@ -78,7 +75,6 @@ class ThreadPusher:
         self._receipt = receipt
         self._settings = settings
         self._refused = refused
-        self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch-pusher", daemon=True)
 
@@ -90,29 +86,15 @@ class ThreadPusher:
         await asyncio.to_thread(self._thread.join)
         return self._receipt
 
-    def adopt(self, receipt: QueueReceipt) -> None:
-        with self._lock:
-            self._receipt = receipt
-
     def _run(self) -> None:
         while not self._stopped.wait(self._settings.watch_push_interval):
-            with self._lock:
-                before = self._receipt
             try:
-                after = self._push(before, self._settings.watch_visibility)
+                self._receipt = self._push(self._receipt, self._settings.watch_visibility)
             except (NotFound, PreconditionFailed, StorageRejected):
-                with self._lock:
-                    replaced = self._receipt is not before
-                if replaced:
-                    continue
                 self._refused()
                 return
             except StorageError as error:
                 _log.warning("watch message not pushed: %s", error)
-                continue
-            with self._lock:
-                if self._receipt is before:
-                    self._receipt = after
 
 
 PusherFactory = Callable[
@@ -135,6 +117,9 @@ class _Incarnation:
     open: set[str] = field(default_factory=set)
     closed: set[str] = field(default_factory=set)
     doubtful: "_Doubt | None" = None
+    received_own: bool = False
+    begun_at: float = 0.0
+    idle_since: float = 0.0
 
     @property
     def id(self) -> str:
@@ -184,17 +169,20 @@ class Worker:
 
     def close(self, worker_id: str, key: str) -> None:
         """Forget an entry with the next transaction; a lost closing is found and ignored by whoever adopts."""
-        if self._now is not None and self._now.id == worker_id and key in self._now.open:
-            self._now.open.discard(key)
-            self._now.closed.add(key)
+        now = self._now
+        if now is not None and now.id == worker_id and key in now.open:
+            now.open.discard(key)
+            now.closed.add(key)
+            now.idle_since = asyncio.get_running_loop().time()
             self._wake.set()
 
-    def keep_watch(self, worker_id: str, receipt: QueueReceipt) -> bool:
-        """Go on with a fresh watch message after this process received its own; False if the id is not current."""
-        if self._now is None or self._now.id != worker_id:
-            return False
-        self._now.pusher.adopt(receipt)
-        return True
+    def own_message_received(self, worker_id: str) -> None:
+        """This process received a watch message of its own: it was held up, not dead, or the message was a double.
+
+        If it was the one that is pushed, the next push is refused, and a new message takes its place.
+        """
+        if self._now is not None and self._now.id == worker_id:
+            self._now.received_own = True
 
     async def stop(self) -> None:
         """End this process's liveness: an idle worker leaves nothing, a busy one is found by its watch message."""
@@ -215,25 +203,24 @@ class Worker:
 
     async def _commit_forever(self) -> None:
         """Serve until idle for long enough; the next opening starts a new task."""
-        last_commit = idle_since = asyncio.get_running_loop().time()
+        last_commit = asyncio.get_running_loop().time()
         while True:
             loop_time = asyncio.get_running_loop().time
             if self._openings:
                 await self._commit(self._take_openings())
-                last_commit = idle_since = loop_time()
+                last_commit = loop_time()
                 continue
             now = self._now
             if now is None:
                 return
             if now.open:
-                idle_since = loop_time()
                 due = last_commit + self._settings.heartbeat_interval
                 if loop_time() >= due:
                     await self._commit([])
                     last_commit = loop_time()
                     continue
             else:
-                due = idle_since + self._settings.idle_close_after
+                due = max(now.idle_since, now.begun_at) + self._settings.idle_close_after
                 if loop_time() >= due:
                     await self._end()
                     continue
@@ -343,6 +330,13 @@ class Worker:
                 if isinstance(outcome, BaseException):
                     raise outcome
             raise AssertionError("unreachable: one of them was refused")
+        self._now = begun = _Incarnation(
+            record, self._new_pusher(worker_id, receipt), begun_at=asyncio.get_running_loop().time()
+        )
+        begun.pusher.start()
+        return begun
+
+    def _new_pusher(self, worker_id: str, receipt: QueueReceipt) -> WatchPusher:
         loop = asyncio.get_running_loop()
 
         def refused() -> None:
@@ -351,10 +345,7 @@ class Worker:
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 return
 
-        pusher = self._pusher(self._storage.watch.push_blocking, receipt, self._settings, refused)
-        self._now = begun = _Incarnation(record, pusher)
-        pusher.start()
-        return begun
+        return self._pusher(self._storage.watch.push_blocking, receipt, self._settings, refused)
 
     async def _discard(self, worker_id: str) -> None:
         """Take away what may be there of a ledger whose openings were refused: nobody must act on it."""
@@ -369,8 +360,25 @@ class Worker:
                 return
 
     def _refused(self, worker_id: str) -> None:
-        if self._now is not None and self._now.id == worker_id:
-            self._declared_dead(self._now)
+        now = self._now
+        if now is None or now.id != worker_id:
+            return
+        if now.received_own:
+            now.received_own = False
+            _background(self._watch_anew(now))
+        else:
+            self._declared_dead(now)
+
+    async def _watch_anew(self, now: _Incarnation) -> None:
+        """Replace the watch message that this process received itself."""
+        try:
+            receipt = await self._storage.watch.send(now.id, delay=self._settings.watch_visibility)
+        except StorageError:
+            self._declared_dead(now)
+            return
+        if self._now is now:
+            now.pusher = self._new_pusher(now.id, receipt)
+            now.pusher.start()
 
     def _declared_dead(self, now: _Incarnation) -> None:
         _log.warning("worker %s was declared dead by another; its %d runs are no longer its own", now.id, len(now.open))

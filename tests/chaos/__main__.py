@@ -92,8 +92,7 @@ class Run:
                 slot.calm = True
             self._say("the sky clears; waiting for every response to end")
             await self.traffic.finish()
-            prefix = environment["RESPONSES_STORAGE_PREFIX"]
-            self.violations += await rest(storage, environment["AzureWebJobsStorage"], prefix, self._say)
+            self.violations += await rest(storage, environment, self._say)
         finally:
             reporter.cancel()
             for slot in self.slots:

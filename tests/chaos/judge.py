@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from azure.core.exceptions import ResourceNotFoundError
-from azure.storage.queue import QueueServiceClient
-
 from protocol import sse
-from protocol.response import TERMINAL_STATUSES, strip_internal
+from protocol.response import strip_internal
 from storage.connection import Storage
-from storage.driver import QUEUES, RESPONSES, WORKERS
+from storage.driver import RESPONSES
 from storage.rows import ROW_PREFIX, row_from_entity
 from tests.chaos.hosts import Trouble
 from tests.chaos.traffic import Told
@@ -28,6 +25,7 @@ from tests.support.invariants import (
     check_stream,
     read_stored,
 )
+from tests.support.rest import left_to_do
 
 type Json = dict[str, Any]
 
@@ -71,35 +69,11 @@ def read_journal(path: Path) -> Mapping[str, list[Entry]]:
     return entries
 
 
-async def unfinished(storage: Storage) -> list[str]:
-    """What is not at rest: responses without an outcome, ledgers."""
-    rows = await storage.driver.query_entities(RESPONSES, row_key_prefix=ROW_PREFIX, select=["status"])
-    left = [row.row_key for row in rows if row.properties["status"] not in TERMINAL_STATUSES]
-    ledgers = await storage.driver.query_entities(WORKERS, select=["state"])
-    return left + [f"{row.partition_key}/{row.row_key}" for row in ledgers]
-
-
-def messages_left(connection_string: str, prefix: str) -> list[str]:
-    """The queues that have messages, poison queues included."""
-    left = []
-    with QueueServiceClient.from_connection_string(connection_string) as service:
-        for queue in QUEUES:
-            for name in (f"{prefix}{queue}", f"{prefix}{queue}-poison"):
-                try:
-                    count = service.get_queue_client(name).get_queue_properties().approximate_message_count
-                except ResourceNotFoundError:
-                    continue
-                if count:
-                    left.append(f"{name}: {count} messages")
-    return left
-
-
-async def rest(storage: Storage, connection_string: str, prefix: str, say: Callable[[str], None]) -> list[Violation]:
+async def rest(storage: Storage, environment: dict[str, str], say: Callable[[str], None]) -> list[Violation]:
     """Wait until nothing is left to do; what is left after that is wrong."""
     deadline = asyncio.get_running_loop().time() + REST_SECONDS
     while True:
-        left = await unfinished(storage)
-        left += await asyncio.to_thread(messages_left, connection_string, prefix)
+        left = await left_to_do(storage, environment)
         if not left:
             return []
         if asyncio.get_running_loop().time() > deadline:

@@ -195,8 +195,9 @@ async def test_a_lost_terminal_frame_ends_every_reader_that_waits_or_comes_later
                     await asyncio.Event().wait()
 
         owner.seam.hooks.append(die_before_the_last_frame)
-        # It has seen the open end when the other one appends.
-        others[1].seam.inject(Fault(operation="log.break", kind="delay", delay=0.5))
+        # Both have seen the open end before either of them appends.
+        for host, delay in zip(others, (1.0, 2.0), strict=True):
+            host.seam.inject(Fault(operation="log.break", kind="delay", delay=delay))
         first = await others[0].stream(background())
         response_id = await first.response_id()
         waiting = [(after, await host.replay(response_id, after)) for host in others for after in (-1, 1, 6, 9, 500)]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from resilience.options import ResponsesServerOptions
 from storage.driver import EVENTS
 from storage.memory import MemoryDriver
 from storage.seam import Fault
@@ -247,3 +248,65 @@ async def test_an_owner_that_rolls_over_while_it_is_displaced_writes_nothing() -
         )
         assert len(stored.row.segments) > 3
         assert hosts.entries[response_id][1].host is rescuer
+
+
+async def test_a_displaced_owner_is_refused_even_before_the_next_one_has_written() -> None:
+    """The position is still the one it knows; the lease alone refuses it."""
+    async with fleet(Teller(12, pause=0.5)) as hosts:
+        api = hosts.host(queues=False)
+        zombie = hosts.host()
+        response_id = await ask(api, True)
+        await asyncio.sleep(2)
+        stopped = zombie.pause_at("log.append")
+        await until(stopped.is_set)
+        rescuer = hosts.host()
+        waiting = rescuer.pause_at("log.append")
+        await until(waiting.is_set)
+        before = log_of(hosts, response_id)
+        zombie.stop_serving()
+        zombie.resume()
+        await asyncio.sleep(1)
+        assert log_of(hosts, response_id) == before
+        assert response_id not in zombie.engine.runtime.running
+        rescuer.resume()
+        row = await hosts.finished(response_id)
+        assert (row.status, row.generation) == ("completed", 2)
+        await check_response(hosts.storage, PRINCIPAL, response_id, entries=2, lost_leases=1, generation_of=entry_of)
+
+
+async def test_a_challenger_that_finds_the_lease_free_after_its_successor_left_does_not_write() -> None:
+    """It slept between the row and the lease; meanwhile another claimed, wrote, and handed over (claim, step 5)."""
+    options = ResponsesServerOptions(resilient_background=True, shutdown_grace_period_seconds=1)
+    async with fleet(Teller(20, pause=0.5)) as hosts:
+        api = hosts.host(queues=False)
+        first = hosts.host()
+        response_id = await ask(api, True)
+        await asyncio.sleep(2)
+        await first.crash()
+        sleeper = hosts.host()
+        asleep = sleeper.pause_at("log.acquire")
+        await until(asleep.is_set, seconds=30)
+        sleeper.stop_serving()
+        successor = hosts.host(options=options)
+        await until(lambda: len(hosts.entries[response_id]) == 2)
+        await asyncio.sleep(2)
+        successor.stop_serving()
+        await successor.inside(successor.engine.drain())
+        await successor.crash()
+        before = log_of(hosts, response_id), (await hosts.row(response_id) or pytest.fail("no row")).generation
+        sleeper.resume()
+        await asyncio.sleep(3)
+        after = log_of(hosts, response_id), (await hosts.row(response_id) or pytest.fail("no row")).generation
+        assert after == before or after[1] > before[1], "it wrote with the lease alone, the row was another's"
+        hosts.host()
+        row = await hosts.finished(response_id)
+        assert row.status == "completed"
+        await check_response(
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            entries=len(hosts.entries[response_id]),
+            crashes=2,
+            lost_leases=1,
+            generation_of=entry_of,
+        )

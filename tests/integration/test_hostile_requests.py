@@ -6,11 +6,13 @@ A small share of what `make fuzz` sends; the seed is fixed, so that a failure re
 import socket
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from tests.support import hostile
 from tests.support.api_server import serving
 from tests.support.azurite import AzuriteServer
+from tests.support.described import DOCUMENT
 from tests.support.fuzzing import (
     Tally,
     ThreadedServer,
@@ -24,6 +26,7 @@ from tests.support.fuzzing import (
     shipped,
 )
 from tests.support.raw_http import Framing, NoAnswerInTime, RawAnswer, RawRequest, exchange
+from tests.support.servers import Deployment
 
 IN_PROCESS = 500
 HOSTED = 60
@@ -52,10 +55,19 @@ def test_hostile_requests_get_an_answer_as_documented_and_leave_nothing() -> Non
     assert tally.answers[400] > IN_PROCESS / 10
 
 
-def test_hostile_requests_to_the_local_host_do_so_too(azurite: AzuriteServer) -> None:
+@pytest.fixture(scope="module")
+def hosted(azurite: AzuriteServer) -> Iterator[Deployment]:
     with shipped(azurite) as made:
-        assert attack_host(made, HOSTED, SEED).total >= HOSTED
-        assert made.hosts[0].running
+        yield made
+
+
+def test_hostile_requests_to_the_local_host_do_so_too(hosted: Deployment) -> None:
+    assert attack_host(hosted, HOSTED, SEED).total >= HOSTED
+    assert hosted.hosts[0].running
+
+
+def test_the_local_host_serves_the_description(hosted: Deployment) -> None:
+    assert httpx.get(f"{hosted.hosts[0].base_url}/v1/openapi.json", timeout=SECONDS).json() == DOCUMENT
 
 
 @pytest.mark.parametrize("depth", hostile.DEPTHS)

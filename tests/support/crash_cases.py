@@ -14,15 +14,15 @@ from typing import Any
 
 import httpx
 
-from protocol.response import TERMINAL_STATUSES
 from resilience.crash_points import HANDLER_POINTS, MOMENTS, SETTING
 from storage.connection import Storage
-from storage.driver import RESPONSES, WORKERS
+from storage.driver import RESPONSES
 from storage.rows import ROW_PREFIX
 from storage.seam import Operation
 from tests.support.azurite import AzuriteServer
-from tests.support.host import FunctionHost
+from tests.support.host import FunctionHost, until
 from tests.support.invariants import check_nothing_left, check_response
+from tests.support.rest import left_to_do
 from tests.support.servers import Deployment, body, deployment, eventually, frames_from
 
 type Json = dict[str, Any]
@@ -35,6 +35,9 @@ BALLAST = "x" * 40_000
 
 SCRIPT: Json = {"count": 6, "delay": 0.25, "checkpoint_every": 2, "ballast": BALLAST}
 SETTINGS = {"RESPONSES_SEGMENT_BLOCKS": "5", "RESPONSES_IDLE_CLOSE_AFTER": "0.5"}
+SHORT = ("--visibility", "4")
+"""How soon the message of a killed invocation comes back."""
+
 EAGER = {"RESPONSES_EAGER_START": "true"}
 LATE = {"RESPONSES_EAGER_START": "false"}
 
@@ -75,14 +78,15 @@ class Case:
         with deployment(azurite, **SETTINGS) as cluster:
             async with cluster.storage() as storage:
                 survivor = await WAYS[self.way](self, cluster)
-                await self._settle(survivor, storage)
+                await self._settle(survivor, storage, cluster)
                 await self._judge(storage, cluster)
 
     # -- the client ---------------------------------------------------------------------------------------------------
 
     async def ask(self, host: FunctionHost, enough: int = 10**9, **fields: Any) -> None:
         """Make a response and follow it while the host lives, or until so many events were seen."""
-        wanted = body(SCRIPT, background=True, stream=self.mode != "background", **fields)
+        script = {**SCRIPT, "delay": 0.8} if self.way == "leaving" else SCRIPT  # longer than the grace
+        wanted = body(script, background=True, stream=self.mode != "background", **fields)
         with suppress(httpx.HTTPError):
             async with httpx.AsyncClient(base_url=host.base_url, timeout=END_SECONDS) as http:
                 if self.mode == "background":
@@ -109,15 +113,12 @@ class Case:
 
     # -- afterwards ---------------------------------------------------------------------------------------------------
 
-    async def _settle(self, survivor: FunctionHost, storage: Storage) -> None:
+    async def _settle(self, survivor: FunctionHost, storage: Storage, cluster: Deployment) -> None:
         if self.mode == "cancel" and self.response_id:
             await eventually(lambda: self._cancel_definitely(survivor), "an answer to the cancel", END_SECONDS)
 
         async def ended() -> bool:
-            rows = await storage.driver.query_entities(RESPONSES, row_key_prefix=ROW_PREFIX)
-            ledgers = await storage.driver.query_entities(WORKERS)
-            over = all(row.properties["status"] in TERMINAL_STATUSES for row in rows)
-            return over and not ledgers
+            return not await left_to_do(storage, cluster.environment)
 
         await eventually(ended, "everything at rest", END_SECONDS)
 
@@ -159,14 +160,11 @@ async def _dies(victim: FunctionHost) -> None:
 async def _accepting(case: Case, cluster: Deployment) -> FunctionHost:
     """The victim accepts a response and runs it at once."""
     victim, survivor = await asyncio.gather(
-        cluster.start(**EAGER, **case.crash_at), cluster.start("--visibility", "10", **LATE)
+        cluster.start(*SHORT, **EAGER, **case.crash_at), cluster.start(*SHORT, **LATE)
     )
     asking = asyncio.create_task(case.ask(victim))
     if case.mode == "cancel":
-        with suppress(TimeoutError):
-            async with asyncio.timeout(5):
-                while not case.response_id and victim.running:
-                    await asyncio.sleep(0.05)
+        await until(lambda: bool(case.response_id) or not victim.running, DEATH_SECONDS)
         await case.cancel(victim)
     await _dies(victim)
     await asking
@@ -176,7 +174,7 @@ async def _accepting(case: Case, cluster: Deployment) -> FunctionHost:
 async def _running(case: Case, cluster: Deployment) -> FunctionHost:
     """The victim runs what another process accepted."""
     front, victim = await asyncio.gather(
-        cluster.start("--only", "http"), cluster.start("--only", "queue", "--visibility", "10", **LATE, **case.crash_at)
+        cluster.start("--only", "http"), cluster.start("--only", "queue", *SHORT, **LATE, **case.crash_at)
     )
     asking = asyncio.create_task(case.ask(front))
     if case.mode == "cancel":
@@ -184,25 +182,26 @@ async def _running(case: Case, cluster: Deployment) -> FunctionHost:
         await asyncio.sleep(0.6)
         await case.cancel(front)
     await _dies(victim)
-    await cluster.start("--only", "queue", "--visibility", "10", **LATE)
+    await cluster.start("--only", "queue", *SHORT, **LATE)
     await asyncio.wait_for(asking, END_SECONDS)
     return front
 
 
 async def _taking_over(case: Case, cluster: Deployment) -> FunctionHost:
     """The victim takes over from an owner that died."""
-    front, owner = await asyncio.gather(
-        cluster.start("--only", "http"), cluster.start("--only", "queue", "--visibility", "10", **LATE)
+    front, owner, victim = await asyncio.gather(
+        cluster.start("--only", "http"),
+        cluster.start(*SHORT, **EAGER),
+        cluster.start("--only", "queue", *SHORT, **LATE, **case.crash_at),
     )
-    asking = asyncio.create_task(case.ask(front))
+    asking = asyncio.create_task(case.ask(owner))
     await eventually(lambda: _has_id(case), "an id")
     await asyncio.sleep(0.8)
-    victim = await cluster.start("--only", "queue", "--visibility", "10", **LATE, **case.crash_at)
     owner.kill()
     if case.mode == "cancel":
         await case.cancel(front)
     await _dies(victim)
-    await cluster.start("--only", "queue", "--visibility", "10", **LATE)
+    await cluster.start("--only", "queue", *SHORT, **LATE)
     await asyncio.wait_for(asking, END_SECONDS)
     return front
 
@@ -211,18 +210,20 @@ async def _leaving(case: Case, cluster: Deployment) -> FunctionHost:
     """The victim hands its run over, for it has to stop."""
     front, victim = await asyncio.gather(
         cluster.start("--only", "http"),
-        cluster.start("--only", "queue", "--visibility", "10", **LATE, **case.crash_at, RESPONSES_HANDOVER_AFTER="0.5"),
+        cluster.start("--only", "queue", *SHORT, **LATE, **case.crash_at, RESPONSES_HANDOVER_AFTER="0.5"),
     )
     asking = asyncio.create_task(case.ask(front))
     await _dies(victim)
-    await cluster.start("--only", "queue", "--visibility", "10", **LATE)
+    await cluster.start("--only", "queue", *SHORT, **LATE)
     await asyncio.wait_for(asking, END_SECONDS)
     return front
 
 
 async def _deleting(case: Case, cluster: Deployment) -> FunctionHost:
     """The victim deletes a finished response."""
-    survivor, victim = await asyncio.gather(cluster.start(**EAGER), cluster.start("--only", "http", **case.crash_at))
+    survivor, victim = await asyncio.gather(
+        cluster.start(*SHORT, **EAGER), cluster.start("--only", "http", **case.crash_at)
+    )
     await case.ask(survivor)
     case.deleted = True
     with suppress(httpx.HTTPError):
@@ -246,7 +247,9 @@ async def _deleting(case: Case, cluster: Deployment) -> FunctionHost:
 
 async def _keyed(case: Case, cluster: Deployment) -> FunctionHost:
     """The victim makes a response for an idempotency key; so does who survives."""
-    victim, survivor = await asyncio.gather(cluster.start(**EAGER, **case.crash_at), cluster.start(**EAGER))
+    victim, survivor = await asyncio.gather(
+        cluster.start(*SHORT, **EAGER, **case.crash_at), cluster.start(*SHORT, **EAGER)
+    )
     wanted = body(SCRIPT, background=True)
     headers = {"Idempotency-Key": "the key"}
     async with httpx.AsyncClient(timeout=END_SECONDS) as http:
@@ -279,8 +282,6 @@ async def _asked(case: Case, cluster: Deployment) -> FunctionHost:
 
 
 async def _has_id(case: Case) -> bool:
-    if case.mode != "background":
-        return bool(case.response_id)
     return bool(case.response_id)
 
 

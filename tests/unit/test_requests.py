@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import ids
 from protocol.errors import ApiError, InvalidRequest, MalformedId, UnknownParameter, UnsupportedParameter
 from protocol.items import ListQuery, input_items
 from protocol.request_faults import MAX_FAULTS
@@ -24,7 +23,7 @@ from protocol.requests import (
 )
 from protocol.response import new_response
 
-KNOWN_ID = ids.new_response_id(ids.new_partition())
+KNOWN_ID = "resp_" + "A1b2C3d4E5" * 5
 
 
 def parse(**fields: Any) -> dict[str, Any]:

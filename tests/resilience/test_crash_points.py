@@ -1,0 +1,106 @@
+"""A real host killed at a named point, before it and after it: nothing that was promised is lost (R1, R4-R7).
+
+`make crash-points` goes through every point in every mode that leads to it; the suite takes some of each kind.
+"""
+
+import asyncio
+import os
+
+import pytest
+
+from api.process import Process
+from resilience.crash_points import HANDLER_POINTS, POINTS, SETTING, CrashAt, UnknownCrashPoint
+from storage.seam import Operation
+from tests.support.azurite import AzuriteServer
+from tests.support.crash_cases import PASSED, Case, every_case
+
+EVERY = os.environ.get("CRASH_POINTS") == "every"
+AT_ONCE = 3
+
+ELSEWHERE = {
+    Operation.ROW_CONFIRM: "the reply to a write was lost",
+    Operation.LEDGER_CONFIRM: "the reply to a transaction was lost",
+    Operation.ROW_LIST: "a handler reads a conversation's history",
+    Operation.ROW_DELETE: "an acceptance failed half-way",
+    Operation.KEY_REPLACE: "a key is used again after a day",
+    Operation.KEY_RELEASE: "a foreground response came to nothing",
+    Operation.KEY_TIME: "the age of a key is asked for",
+}
+"""What no undisturbed host passes at a time of its choosing: tests/integration/test_engine_rare_points has them."""
+
+CHOSEN = [
+    Case("accepting", "row.insert:after", mode="background"),
+    Case("accepting", "row.replace:after", mode="cancel"),
+    Case("running", "log.append:after", 3),
+    Case("running", "checkpoint:after", mode="background"),
+    Case("running", "event:before", 9),
+    Case("taking over", "ledger.mark_dead:after"),
+    Case("taking over", "log.break:after"),
+    Case("leaving", "log.release:before"),
+]
+
+
+async def _play(cases: list[Case], azurite: AzuriteServer) -> list[str]:
+    """Several at once: most of a death is waiting for somebody to notice."""
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def one(case: Case) -> str:
+        async with turns:
+            try:
+                await case.play(azurite)
+            except Exception as error:
+                return f"{case}: {type(error).__name__}: {error}"
+            return ""
+
+    return [wrong for wrong in await asyncio.gather(*(one(case) for case in cases)) if wrong]
+
+
+@pytest.mark.timeout(300)
+async def test_a_host_killed_at_a_named_point_loses_nothing(azurite: AzuriteServer) -> None:
+    wrong = await _play(CHOSEN, azurite)
+    assert not wrong, "\n\n".join(wrong)
+
+
+if EVERY:
+
+    @pytest.mark.timeout(300)
+    @pytest.mark.parametrize("way", PASSED)
+    @pytest.mark.parametrize("group", range(32))
+    async def test_a_host_killed_at_every_named_point_loses_nothing(
+        way: str, group: int, azurite: AzuriteServer
+    ) -> None:
+        cases = [case for case in every_case() if case.way == way][group::32]
+        wrong = await _play(cases, azurite)
+        assert not wrong, "\n\n".join(wrong)
+
+
+def test_no_point_is_left_out() -> None:
+    """Every storage operation and every step of a handler is a point, and somebody dies there."""
+    assert {point for point in POINTS if ":" not in point or point.split(":")[0] in ("event", "checkpoint")} == set(
+        HANDLER_POINTS
+    )
+    died_at = {case.point for case in every_case()}
+    left_out = set(POINTS) - died_at
+    assert {point.rpartition(":")[0] for point in left_out} == set(ELSEWHERE)
+    assert {case.point for case in CHOSEN} <= died_at
+
+
+def test_a_handlers_steps_are_passed_in_every_mode() -> None:
+    for point in HANDLER_POINTS:
+        modes = {case.mode for case in every_case() if case.point == point}
+        assert modes == {"background", "stream", "cancel"}, point
+
+
+@pytest.mark.parametrize(
+    "text", ["", "log.append", "log.append:before", "log.append:before:0", "no.such:after:1", "event:1"]
+)
+def test_a_point_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UnknownCrashPoint) as refused:
+        CrashAt.parse(text)
+    assert refused.value.text == text
+
+
+def test_a_process_with_a_wrong_point_does_not_serve() -> None:
+    environment = {"AzureWebJobsStorage": "UseDevelopmentStorage=true", SETTING: "nowhere:1"}
+    with pytest.raises(UnknownCrashPoint):
+        Process(environment, run_function="run_response").engine()
