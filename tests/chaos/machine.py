@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 
 from protocol.errors import ApiError, CannotCancel
 from resilience.context import ResponseContext
@@ -23,11 +32,31 @@ from tests.support.virtual_time import VirtualTimeLoop
 
 HOSTS = 3
 WORDS = 4
+PAUSE = 1.5
+"""Seconds between two words: most of what happens, happens to a response that is not over."""
+
 LAST_SECONDS = 5_000.0
 """So much virtual time everything has to come to rest in, when nothing is disturbed any more."""
 
+MOMENTS = [0.0, 0.05, 0.5, 2.0, 2.0, 7.0, 40.0]
+"""Seconds that pass between two disturbances."""
+
 HARMLESS = {"attempts_exhausted", "storage_error"}
-FAULTY = sorted(set(Operation) - {Operation.PING})
+FAULTY = [*sorted(set(Operation) - {Operation.PING}), "log.*", "row.*", "ledger.*", "queue.*", "*"]
+STEPS = [
+    "row.read",
+    "row.replace",
+    "log.break",
+    "log.acquire",
+    "log.info",
+    "log.append",
+    "ledger.commit",
+    "ledger.wipe",
+]
+"""Where a challenger, an owner or an adopter may sleep."""
+
+DECISIVE = ["log.append", "row.replace", "row.insert", "log.acquire", "ledger.commit", "queue.send_start"]
+"""Operations whose faults are worth more tries than the others'."""
 
 
 @dataclass
@@ -59,7 +88,9 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         _TELLERS.update(
-            plain=Teller(WORDS, pause=0.4), checkpoints=Teller(WORDS, pause=0.4, checkpoints=True), quick=Teller(WORDS)
+            plain=Teller(WORDS, pause=PAUSE),
+            checkpoints=Teller(WORDS, pause=PAUSE, checkpoints=True),
+            quick=Teller(WORDS),
         )
         self.loop = VirtualTimeLoop()
         self.responses: list[Known] = []
@@ -72,10 +103,13 @@ class World(RuleBasedStateMachine):
         """Let time pass until that is done."""
         return self.loop.run_until_complete(work)
 
-    @initialize(eager=st.lists(st.booleans(), min_size=HOSTS, max_size=HOSTS))
-    def open(self, eager: list[bool]) -> None:
+    @initialize(target=known, eager=st.lists(st.booleans(), min_size=HOSTS, max_size=HOSTS))
+    def open(self, eager: list[bool]) -> Any:
+        """Three hosts, and three responses under way."""
         self.hosts: Fleet = self.run(self._enter())
         self.run(self._start(eager))
+        made = [self._make(0, "plain", stream=True), self._make(1, "checkpoints", stream=True)]
+        return multiple(*made, self._make(2, "checkpoints", stream=False))
 
     async def _enter(self) -> Fleet:
         return await self._context.__aenter__()
@@ -95,6 +129,11 @@ class World(RuleBasedStateMachine):
     def _one(self, number: int) -> Host:
         return self.living[number % len(self.living)]
 
+    def _busy(self, number: int) -> Host:
+        """One that has something to lose, if there is one."""
+        busy = [host for host in self.living if host.engine.runtime.running] or self.living
+        return busy[number % len(busy)]
+
     # -- clients ------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.living)
@@ -105,6 +144,9 @@ class World(RuleBasedStateMachine):
         stream=st.booleans(),
     )
     def accept(self, host: int, text: str, stream: bool) -> Any:
+        return self._make(host, text, stream=stream)
+
+    def _make(self, host: int, text: str, *, stream: bool) -> Known | None:
         made = self.run(self._accept(self._one(host), text, stream))
         if made is not None:
             self.responses.append(made)
@@ -138,9 +180,17 @@ class World(RuleBasedStateMachine):
             with suppress(HostGone, StorageError):
                 known.resumed.append(self.run(self._one(host).replay(known.response_id, after)))
 
+    @rule(known=known)
+    def stop_reading(self, known: Known | None) -> None:
+        """With no reader left, nobody completes a log but those who have to."""
+        if known is not None:
+            for reader in (known.reader, *known.resumed):
+                if reader is not None:
+                    self.run(reader.leave())
+
     # -- time, hosts, messages ----------------------------------------------------------------------------------------
 
-    @rule(seconds=st.sampled_from([0.0, 0.05, 0.5, 2.0, 7.0, 40.0]))
+    @rule(seconds=st.sampled_from(MOMENTS))
     def wait(self, seconds: float) -> None:
         self.run(asyncio.sleep(seconds))
 
@@ -148,24 +198,25 @@ class World(RuleBasedStateMachine):
     @rule(host=st.integers(0, 5), eager=st.booleans())
     def crash(self, host: int, eager: bool) -> None:
         self.disturbed += 1
-        self.run(self._one(host).crash())
+        self.run(self._busy(host).crash())
         self.run(self._start([eager]))
 
     @precondition(lambda self: self.living)
     @rule(host=st.integers(0, 5), ahead=st.integers(1, 200))
     def crash_at_a_call(self, host: int, ahead: int) -> None:
         self.disturbed += 1
-        victim = self._one(host)
+        victim = self._busy(host)
         victim.crash_at(len(victim.calls) + ahead, "before" if ahead % 2 else "after")
         self.run(self._start([bool(ahead % 3)]))
 
     @precondition(lambda self: len(self.living) > 1)
-    @rule(host=st.integers(0, 5))
-    def freeze(self, host: int) -> None:
+    @rule(host=st.integers(0, 5), seconds=st.sampled_from(MOMENTS))
+    def freeze(self, host: int, seconds: float) -> None:
         self.disturbed += 1
-        victim = self._one(host)
+        victim = self._busy(host)
         victim.pause()
         self.frozen.add(victim)
+        self.run(asyncio.sleep(seconds))
 
     @precondition(lambda self: self.frozen)
     @rule()
@@ -189,7 +240,7 @@ class World(RuleBasedStateMachine):
     @rule(host=st.integers(0, 5))
     def suspect(self, host: int) -> None:
         self.disturbed += 1
-        worker = self._one(host).engine.runtime.worker.id or "w-nobody"
+        worker = self._busy(host).engine.runtime.worker.id or "w-nobody"
         self.run(self.hosts.storage.watch.send(worker, delay=0))
 
     @precondition(lambda self: self.living)
@@ -204,15 +255,37 @@ class World(RuleBasedStateMachine):
     @rule(
         target=faults,
         host=st.integers(0, 5),
-        operation=st.sampled_from([*FAULTY, "log.*", "row.*", "ledger.*", "queue.*", "*"]),
+        operation=st.sampled_from(DECISIVE) | st.sampled_from(FAULTY),
         kind=st.sampled_from(["before", "after", "delay"]),
         times=st.integers(1, 6),
-        spared=st.integers(0, 4),
+        spared=st.integers(0, 2),
+        seconds=st.sampled_from(MOMENTS),
     )
-    def fail(self, host: int, operation: str, kind: FaultKind, times: int, spared: int) -> InjectedFault:
-        self.disturbed += 1
+    def fail(
+        self, host: int, operation: str, kind: FaultKind, times: int, spared: int, seconds: float
+    ) -> InjectedFault:
         fault = Fault(operation=operation, kind=kind, error=StorageUnavailable, times=times, after=spared, delay=8.0)
-        self.injected.append(self._one(host).seam.inject(fault))
+        injected = self._inject(self._busy(host), fault)
+        self.run(asyncio.sleep(seconds))
+        return injected
+
+    @precondition(lambda self: self.living)
+    @rule(
+        target=faults, host=st.integers(0, 5), operation=st.sampled_from(STEPS), again=st.sampled_from([None, 0.5, 8.0])
+    )
+    def sleep(self, host: int, operation: str, again: float | None) -> InjectedFault:
+        """It sleeps before one step, is thought to be dead meanwhile, and goes on when the fault is mended."""
+        sleeper = self._busy(host)
+        fault = self._inject(sleeper, Fault(operation=operation, kind="hang", times=1))
+        worker = sleeper.engine.runtime.worker.id
+        if again is not None and worker is not None:
+            self.run(asyncio.sleep(again))
+            self.run(self.hosts.storage.watch.send(worker, delay=0))
+        return fault
+
+    def _inject(self, host: Host, fault: Fault) -> InjectedFault:
+        self.disturbed += 1
+        self.injected.append(host.seam.inject(fault))
         return self.injected[-1]
 
     @rule(fault=consumes(faults))

@@ -93,7 +93,8 @@ async def test_the_printed_lines_work_and_a_second_start_finds_the_first_ones_re
         await first.ready()
         printed = first.output()
         (curl,) = re.findall(r"^\s*(curl .*)$", printed, re.MULTILINE)
-        assert '"completed"' in await run("bash", "-c", curl)
+        answered = await run("bash", "-c", curl)
+        assert '"status":"completed"' in answered, f"{answered}\n{first.output()}"
         snippet = snippet_in(printed)
         assert len(snippet) == 4
         assert (await run(sys.executable, "-c", "\n".join(snippet))).strip()

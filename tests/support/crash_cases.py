@@ -34,7 +34,13 @@ BALLAST = "x" * 40_000
 """Enough for request and snapshot to be stored beside the row."""
 
 SCRIPT: Json = {"count": 6, "delay": 0.25, "checkpoint_every": 2, "ballast": BALLAST}
-SETTINGS = {"RESPONSES_SEGMENT_BLOCKS": "5", "RESPONSES_IDLE_CLOSE_AFTER": "0.5"}
+SETTINGS = {
+    "RESPONSES_SEGMENT_BLOCKS": "5",
+    "RESPONSES_IDLE_CLOSE_AFTER": "0.5",
+    "RESPONSES_HEARTBEAT_INTERVAL": "0.4",
+}
+"""So that what a long life brings happens within seconds."""
+
 SHORT = ("--visibility", "4")
 """How soon the message of a killed invocation comes back."""
 
@@ -310,6 +316,7 @@ PASSED: dict[str, dict[Operation, tuple[str, ...]]] = {
         Operation.ROW_READ: ALL,
         Operation.ROW_REPLACE: ALL,
         Operation.LEDGER_BEGIN: ALL,
+        Operation.LEDGER_COMMIT: ("background", "stream"),
         Operation.LEDGER_END: ALL,
         Operation.QUEUE_SEND_START: ALL,
         Operation.QUEUE_SEND_WATCH: ALL,
@@ -325,6 +332,7 @@ PASSED: dict[str, dict[Operation, tuple[str, ...]]] = {
         Operation.ROW_READ: ALL,
         Operation.ROW_REPLACE: ALL,
         Operation.LEDGER_BEGIN: ALL,
+        Operation.LEDGER_COMMIT: ("background", "stream"),
         Operation.LEDGER_END: ALL,
         Operation.QUEUE_SEND_WATCH: ALL,
         Operation.QUEUE_DELETE_WATCH: ALL,
@@ -334,7 +342,6 @@ PASSED: dict[str, dict[Operation, tuple[str, ...]]] = {
         Operation.LEDGER_MARK_DEAD: ALL,
         Operation.LEDGER_ENTRIES: ALL,
         Operation.LEDGER_WIPE: ALL,
-        Operation.LEDGER_COMMIT: ALL,
         Operation.QUEUE_SEND_START: ALL,
         Operation.LOG_BREAK: LOG_ONLY,
         Operation.LOG_ACQUIRE: LOG_ONLY,
