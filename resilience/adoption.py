@@ -50,6 +50,11 @@ async def adopt(runtime: Runtime, worker_id: str, start_soon: StartSoon) -> None
         return
     entry = LedgerEntry(f"adopt-{worker_id}", ADOPTION, {"worker": worker_id})
     own_id = await runtime.worker.open(entry)
+    if own_id == worker_id:
+        # The message was faster than the ledger that it watches, which is this process's own.
+        runtime.worker.own_message_received(worker_id)
+        runtime.worker.close(own_id, entry.key)
+        return
     try:
         if await _mark_dead(runtime, worker_id):
             found = await runtime.storage.ledger.entries(worker_id)

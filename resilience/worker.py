@@ -319,17 +319,13 @@ class Worker:
     async def _begin(self, entries: list[LedgerEntry]) -> _Incarnation:
         """Take a new id: its ledger and its watch message exist before anything is said to be open."""
         worker_id = new_worker_id()
-        record, receipt = await asyncio.gather(
-            self._storage.ledger.begin(worker_id, entries),
-            self._storage.watch.send(worker_id, delay=self._settings.watch_visibility),
-            return_exceptions=True,
-        )
-        if isinstance(record, BaseException) or isinstance(receipt, BaseException):
+        try:
+            record = await self._storage.ledger.begin(worker_id, entries)
+            # Not at the same time: a ledger that takes long would let the message become visible before its first push.
+            receipt = await self._storage.watch.send(worker_id, delay=self._settings.watch_visibility)
+        except BaseException:
             _background(self._discard(worker_id))
-            for outcome in (record, receipt):
-                if isinstance(outcome, BaseException):
-                    raise outcome
-            raise AssertionError("unreachable: one of them was refused")
+            raise
         self._now = begun = _Incarnation(
             record, self._new_pusher(worker_id, receipt), begun_at=asyncio.get_running_loop().time()
         )

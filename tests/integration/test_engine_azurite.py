@@ -63,6 +63,12 @@ async def test_a_killed_owner_is_replaced_and_the_stream_goes_on(settings: Stora
         words = text_of(stored.snapshot or {}).split()
         assert [word.partition("n")[2] for word in words] == [str(number) for number in range(12)]
         await api.delete(response_id)
+
+        async def closed() -> bool:
+            """The owner closes a run in its ledger with the next transaction, at the latest when it falls idle."""
+            return not await hosts.storage.driver.query_entities("workers", row_key=f"run-{response_id}")
+
+        await until(closed, seconds=20)
         await check_nothing_left(hosts.storage, PRINCIPAL, response_id)
 
 

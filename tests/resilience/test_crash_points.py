@@ -29,10 +29,8 @@ ELSEWHERE = {
 """What no undisturbed host passes at a time of its choosing: tests/integration/test_engine_rare_points has them."""
 
 CHOSEN = [
-    Case("accepting", "row.insert:after", mode="background"),
     Case("accepting", "row.replace:after", mode="cancel"),
     Case("running", "log.append:after", 3),
-    Case("running", "checkpoint:after", mode="background"),
     Case("running", "event:before", 9),
     Case("taking over", "ledger.mark_dead:after"),
     Case("taking over", "log.break:after"),
