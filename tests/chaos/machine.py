@@ -41,6 +41,9 @@ LAST_SECONDS = 5_000.0
 MOMENTS = [0.0, 0.05, 0.5, 2.0, 2.0, 7.0, 40.0]
 """Seconds that pass between two disturbances."""
 
+CALL_SECONDS = 60.0
+"""How long a client waits for an answer."""
+
 HARMLESS = {"attempts_exhausted", "storage_error"}
 FAULTY = [*sorted(set(Operation) - {Operation.PING}), "log.*", "row.*", "ledger.*", "queue.*", "*"]
 STEPS = [
@@ -154,7 +157,7 @@ class World(RuleBasedStateMachine):
 
     async def _accept(self, host: Host, text: str, stream: bool) -> Known | None:
         with suppress(HostGone, StorageError, ApiError, TimeoutError):
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(CALL_SECONDS):
                 if not stream:
                     return Known((await host.create(background(text)))["id"], None)
                 reader = await host.stream(background(text))
@@ -169,7 +172,7 @@ class World(RuleBasedStateMachine):
 
     async def _cancel(self, known: Known, host: Host) -> None:
         with suppress(HostGone, StorageError, CannotCancel, TimeoutError):
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(CALL_SECONDS):
                 assert (await host.cancel(known.response_id))["status"] == "cancelled"
                 known.cancelled = True
 
@@ -177,8 +180,12 @@ class World(RuleBasedStateMachine):
     @rule(known=known, host=st.integers(0, 5), after=st.integers(-1, 6))
     def follow(self, known: Known | None, host: int, after: int) -> None:
         if known is not None and known.reader is not None:
-            with suppress(HostGone, StorageError):
-                known.resumed.append(self.run(self._one(host).replay(known.response_id, after)))
+            self.run(self._follow(known, self._one(host), after))
+
+    async def _follow(self, known: Known, host: Host, after: int) -> None:
+        with suppress(HostGone, StorageError, TimeoutError):
+            async with asyncio.timeout(CALL_SECONDS):
+                known.resumed.append(await host.replay(known.response_id, after))
 
     @rule(known=known)
     def stop_reading(self, known: Known | None) -> None:
