@@ -7,22 +7,36 @@ which its receiver drops, with the empty log.
 *Eager start.* A process that serves the queue function too inserts the row as its own: claimed, at generation 1,
 with the lease acquired and the run open in its ledger before. Its own start message attaches to the run when it
 arrives; anybody else's reception of it leaves the run alone, because its owner lives.
+
+*In a chain* the row is inserted together with the chain's row, which decides between any number of turns (see
+`resilience.chain`). A turn that has to wait gets neither a start message nor an owner: who ends the turn before it
+starts it.
 """
 
 import asyncio
 import logging
 import uuid
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
+from protocol import jsonio
+from protocol.errors import ApiError
+from protocol.response import fill_response
+from resilience import chain as chains
+from resilience.chain import Joining
+from resilience.context import ResponseContext
 from resilience.dispatch import Disposition
+from resilience.handler_entry import answer_to
+from resilience.history import History
 from resilience.log_end import EMPTY
 from resilience.ownership import Ownership, read_row
 from resilience.placement import tenant_in
 from resilience.record import RequestRecord
 from resilience.rows import first_row
-from resilience.run_entries import background_entry, close_run
+from resilience.run_entries import ForegroundEntry, background_entry, close_run
 from resilience.runtime import Runtime
-from storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, StorageUnavailable
+from storage.chains import ChainRow
+from storage.errors import AlreadyExists, ChainMoved, NotFound, PreconditionFailed, StorageError, StorageUnavailable
 from storage.log import segment_name
 from storage.rows import ResponseRow, Segment
 
@@ -34,14 +48,30 @@ SLOW_ACCEPTANCE = 10.0
 """Seconds after which the start message may have been given up for lack of a row, and is sent again."""
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What was recorded: the row, and the chain if it is a turn of one."""
+
+    row: ResponseRow
+    chain: ChainRow | None = None
+
+
 async def accept(runtime: Runtime, key: str, record: RequestRecord, disposition: Disposition) -> ResponseRow:
     """Record a response for the queue function to run.
 
     Raises:
+        ApiError: Its chain does not take the turn, or the acceptor refused it; nothing is recorded.
         StorageError: It is not recorded; nothing of it will run.
     """
+    turn = await _join(runtime, key, record, disposition)
+    return await _record_or_abandon(runtime, key, record, disposition, turn)
+
+
+async def _record_or_abandon(
+    runtime: Runtime, key: str, record: RequestRecord, disposition: Disposition, turn: Joining | None
+) -> ResponseRow:
     try:
-        return await accept_again(runtime, key, record, disposition)
+        return await _record(runtime, key, record, disposition, turn)
     except StorageError:
         runtime.spawn(_abandon(runtime, key, record.response_id), f"abandoning-{record.response_id}")
         raise
@@ -52,37 +82,88 @@ async def accept_again(runtime: Runtime, key: str, record: RequestRecord, dispos
 
     Raises:
         AlreadyExists: Another did.
+        ApiError: As `accept`.
         StorageUnavailable: It may be recorded or not; made again, it is.
     """
+    turn = await _join(runtime, key, record, disposition)
+    return await _record(runtime, key, record, disposition, turn)
+
+
+async def _record(
+    runtime: Runtime, key: str, record: RequestRecord, disposition: Disposition, turn: Joining | None
+) -> ResponseRow:
     began = asyncio.get_running_loop().time()
     prepared, sent = await asyncio.gather(
-        _prepare(runtime, key, record, disposition), _send_start(runtime, key, record), return_exceptions=True
+        _prepare(runtime, key, record, disposition),
+        _send_start(runtime, key, record, turn),
+        return_exceptions=True,
     )
-    return await _insert(runtime, _first_good(prepared, sent), began)
+    accepted = await _insert(runtime, _first_good(prepared, sent), record, turn, began)
+    return accepted.row
 
 
-async def accept_and_own(runtime: Runtime, key: str, record: RequestRecord, disposition: Disposition) -> Ownership:
-    """Record a response as this process's own run.
+async def accept_and_own(
+    runtime: Runtime, key: str, record: RequestRecord, disposition: Disposition
+) -> Ownership | ResponseRow:
+    """Record a response as this process's own run; only its row, if it has to wait for its turn.
 
     Raises:
+        ApiError: As `accept`.
         StorageError: It is not recorded; nothing of it will run.
     """
     began = asyncio.get_running_loop().time()
+    turn = await _join(runtime, key, record, disposition)
+    if turn is not None and turn.waits:
+        return await _record_or_abandon(runtime, key, record, disposition, turn)
     entry = background_entry(key, record.response_id)
     prepared, opened, sent = await asyncio.gather(
         _prepare(runtime, key, record, disposition, lease_id=str(uuid.uuid4())),
         runtime.worker.open(entry),
-        _send_start(runtime, key, record),
+        _send_start(runtime, key, record, turn),
         return_exceptions=True,
     )
+    worker_id = opened if isinstance(opened, str) else ""
     try:
-        row = _first_good(prepared, opened, sent)
-        row = await _insert(runtime, replace(row, owner=str(opened)), began)
+        row = replace(_first_good(prepared, opened, sent), owner=worker_id)
+        accepted = await _insert(runtime, row, record, turn, began)
+    except ApiError:
+        close_run(runtime, worker_id, record.response_id)
+        raise
     except StorageError:
-        worker_id = opened if isinstance(opened, str) else ""
         runtime.spawn(_abandon(runtime, key, record.response_id, worker_id), f"abandoning-{record.response_id}")
         raise
-    return Ownership(runtime.storage, runtime.settings, row, EMPTY, recovery=False)
+    if not accepted.row.owner:  # meanwhile others joined: it waits
+        close_run(runtime, worker_id, record.response_id)
+        return accepted.row
+    return Ownership(runtime.storage, runtime.settings, accepted.row, EMPTY, recovery=False, chain=accepted.chain)
+
+
+async def join_foreground(runtime: Runtime, key: str, record: RequestRecord, entry: ForegroundEntry) -> Accepted:
+    """Record a foreground turn of a chain, whose run is open in the ledger already; it runs or waits here.
+
+    Raises:
+        ApiError: Its chain does not take the turn; nothing is recorded.
+        StorageError: It is not recorded.
+    """
+    turn = await _join(runtime, key, record, Disposition.FOREGROUND)
+    row = first_row(key, record, Disposition.FOREGROUND, entry.request, status="in_progress")
+    try:
+        return await _insert(runtime, row, record, turn, asyncio.get_running_loop().time())
+    except AlreadyExists as error:  # this worker was declared dead, and the turn with it
+        raise StorageUnavailable from error
+    except StorageError:
+        abandoning = _abandon(runtime, key, record.response_id, entry.worker_id)
+        runtime.spawn(abandoning, f"abandoning-{record.response_id}")
+        raise
+
+
+async def _join(runtime: Runtime, key: str, record: RequestRecord, disposition: Disposition) -> Joining | None:
+    """The turn's place in its chain as it is now; None for a response that is a chain of its own."""
+    options = runtime.app.options
+    if not chains.takes_part(record, disposition, options):
+        return None
+    foreground = not disposition.runs_in_background
+    return chains.join(await chains.read_for(runtime, key, record), record, options, foreground=foreground)
 
 
 def _first_good(row: ResponseRow | BaseException, *others: object) -> ResponseRow:
@@ -93,8 +174,9 @@ def _first_good(row: ResponseRow | BaseException, *others: object) -> ResponseRo
     return row
 
 
-async def _send_start(runtime: Runtime, key: str, record: RequestRecord) -> None:
-    await runtime.storage.work.send_start(tenant_in(key), record.response_id)
+async def _send_start(runtime: Runtime, key: str, record: RequestRecord, turn: Joining | None) -> None:
+    if turn is None or not turn.waits:
+        await runtime.storage.work.send_start(tenant_in(key), record.response_id)
 
 
 async def _prepare(
@@ -118,16 +200,97 @@ async def _prepare(
     return replace(row, segments=(Segment(name=name, first_sequence=0),))
 
 
-async def _insert(runtime: Runtime, row: ResponseRow, began: float) -> ResponseRow:
+async def _insert(
+    runtime: Runtime, row: ResponseRow, record: RequestRecord, turn: Joining | None, began: float
+) -> Accepted:
     mark = uuid.uuid4().hex
+    insert = _insert_alone if turn is None else _insert_turn
     try:
-        row = await runtime.storage.rows.insert(row, mark=mark)
+        accepted = await insert(runtime, row, record, turn, mark)
     except StorageUnavailable:
         # The outcome is unknown: the same mark tells an insert that did happen from one that did not.
-        row = await runtime.storage.rows.insert(row, mark=mark)
-    if asyncio.get_running_loop().time() - began > SLOW_ACCEPTANCE:
-        await _send_again(runtime, row)
-    return row
+        accepted = await insert(runtime, row, record, turn, mark)
+    if accepted.row.background and asyncio.get_running_loop().time() - began > SLOW_ACCEPTANCE:
+        await _send_again(runtime, accepted.row)
+    return accepted
+
+
+async def _insert_alone(
+    runtime: Runtime, row: ResponseRow, record: RequestRecord, turn: Joining | None, mark: str
+) -> Accepted:
+    return Accepted(await runtime.storage.rows.insert(row, mark=mark))
+
+
+async def _insert_turn(
+    runtime: Runtime, row: ResponseRow, record: RequestRecord, turn: Joining | None, mark: str
+) -> Accepted:
+    """Insert the row with its chain, which may change any number of times before."""
+    waiting: ResponseRow | None = None
+    started = turn is not None and not turn.waits
+    while True:
+        if turn is None:
+            chain = await runtime.storage.chains.read(row.partition_key)
+            turn = chains.join(chain, record, runtime.app.options, foreground=not row.background)
+        if turn.waits and waiting is None:
+            row, started = await _disowned(runtime, row), False
+            waiting = await _waiting_row(runtime, row, record)
+        elif not turn.waits and not started and row.background:
+            await _send_again(runtime, row)
+            started = True
+        wanted = replace(waiting if turn.waits and waiting else row, turn=turn.number, steered=turn.waits)
+        try:
+            inserted, chain = await runtime.storage.chains.insert_row(wanted, turn.chain, mark=mark)
+        except ChainMoved:
+            turn = None
+            continue
+        chains.steer(runtime, chain)
+        return Accepted(inserted, chain)
+
+
+async def _disowned(runtime: Runtime, row: ResponseRow) -> ResponseRow:
+    """The row of a response that this process meant to run itself, as nobody's."""
+    if not row.owner:
+        return row
+    if row.segments:
+        await runtime.storage.log.release(row.segments[-1].name, row.lease_id)
+    return replace(row, status="queued", generation=0, attempt=0, owner="", lease_id="")
+
+
+async def _waiting_row(runtime: Runtime, row: ResponseRow, record: RequestRecord) -> ResponseRow:
+    """The row of a turn that has to wait, as the acceptor wants it to look (S3)."""
+    snapshot = await _accepted_snapshot(runtime, row, record) if row.background else None
+    if snapshot is None:
+        return row
+    stored = await runtime.storage.payloads.put(row.partition_key, row.id, "snapshot", jsonio.dumps(snapshot))
+    return replace(row, snapshot=stored)
+
+
+async def _accepted_snapshot(runtime: Runtime, row: ResponseRow, record: RequestRecord) -> dict[str, Any] | None:
+    """What the app's acceptor answers for a turn that waits; None for the usual answer.
+
+    Raises:
+        ApiError: It refused the turn, or failed.
+    """
+    acceptor = runtime.app.acceptor
+    if acceptor is None:
+        return None
+    disposition = Disposition(row.disposition)
+    context = ResponseContext(
+        record,
+        disposition,
+        History(runtime.storage, row.partition_key, record, row.turn),
+        chain_id=chains.chain_id(row.partition_key, record, runtime.app.options),
+        is_steered_turn=True,
+    )
+    try:
+        answer = await acceptor(jsonio.copy(record.request), context)
+    except Exception as error:
+        _log.exception("response %s: the acceptor failed", row.id)
+        raise answer_to(error) from error
+    if answer is None:
+        return None
+    base = record.snapshot(runtime.app.options.default_model, "queued")
+    return {**fill_response(answer, base, status="queued"), "output": []}
 
 
 async def _send_again(runtime: Runtime, row: ResponseRow) -> None:
@@ -142,16 +305,24 @@ async def _abandon(runtime: Runtime, key: str, response_id: str, worker_id: str 
     while True:
         try:
             row = await read_row(runtime.storage, key, response_id)
-            if row is not None:
+            if row is not None and row.turn:
+                await _leave_chain(runtime, row)
+            elif row is not None:
                 await runtime.storage.rows.delete(row)
             await remove_blobs(runtime, key, response_id)
             break
-        except (StorageUnavailable, PreconditionFailed):
+        except (StorageUnavailable, PreconditionFailed, ChainMoved):
             await asyncio.sleep(ABANDON_RETRY_SECONDS)
         except NotFound:
             continue
     if worker_id:
         close_run(runtime, worker_id, response_id)
+
+
+async def _leave_chain(runtime: Runtime, row: ResponseRow) -> None:
+    chain = (await runtime.storage.chains.read(row.partition_key)).without_turn(row.id, retract=True)
+    await runtime.storage.chains.delete_row(row, chain)
+    await chains.start_active(runtime, chain)
 
 
 async def remove_blobs(runtime: Runtime, key: str, response_id: str) -> None:

@@ -14,32 +14,32 @@ The order, each step repeatable, a crash anywhere found through the adopter's ow
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from protocol import jsonio
 from protocol.response import failed
+from resilience.chain import revive, start_active
 from resilience.dispatch import Disposition
+from resilience.ownership import OwnershipLost, read_row, replace_with_chain
 from resilience.placement import tenant_in
 from resilience.record import MalformedRecord, RequestRecord
-from resilience.rows import first_row
+from resilience.rows import first_row, is_unseen
 from resilience.run_entries import BACKGROUND, FOREGROUND
 from resilience.runtime import Runtime
 from storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError
 from storage.ledger import LedgerEntry
 from storage.payloads import StoredPayload
+from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.adoption")
 
 ADOPTION = "adoption"
 
-type StartSoon = Callable[[str, str], None]
-"""Runs a response, given its partition key and id, ahead of the start message that was sent for it."""
 
-
-async def adopt(runtime: Runtime, worker_id: str, start_soon: StartSoon) -> None:
+async def adopt(runtime: Runtime, worker_id: str) -> None:
     """Take over what that worker had open; nothing to do if it ended properly.
 
     Raises:
@@ -60,7 +60,7 @@ async def adopt(runtime: Runtime, worker_id: str, start_soon: StartSoon) -> None
             found = await runtime.storage.ledger.entries(worker_id)
             _log.warning("worker %s is dead: %d open entries", worker_id, len(found))
             for open_entry in found:
-                await _take_care(runtime, open_entry, start_soon)
+                await _take_care(runtime, open_entry)
             await runtime.storage.ledger.wipe(worker_id)
     except StorageError:
         # It is tried again, here or elsewhere: the message comes back, the sweep finds the ledger.
@@ -70,12 +70,12 @@ async def adopt(runtime: Runtime, worker_id: str, start_soon: StartSoon) -> None
     runtime.worker.close(own_id, entry.key)
 
 
-async def sweep(runtime: Runtime, start_soon: StartSoon) -> None:
+async def sweep(runtime: Runtime) -> None:
     """Adopt the workers whose watch message was lost (their ledgers are few, and old ones fewer)."""
     now = await runtime.storage.ledger.service_time()
     for record in await runtime.storage.ledger.stale(now - timedelta(seconds=runtime.settings.stale_after)):
         if not runtime.worker.is_current(record.worker_id):
-            await adopt(runtime, record.worker_id, start_soon)
+            await adopt(runtime, record.worker_id)
 
 
 async def _mark_dead(runtime: Runtime, worker_id: str) -> bool:
@@ -94,14 +94,14 @@ async def _mark_dead(runtime: Runtime, worker_id: str) -> bool:
             return True
 
 
-async def _take_care(runtime: Runtime, entry: LedgerEntry, start_soon: StartSoon) -> None:
+async def _take_care(runtime: Runtime, entry: LedgerEntry) -> None:
     data = entry.data
     if entry.kind == ADOPTION:
         await runtime.storage.watch.send(str(data.get("worker")), delay=0)
     elif entry.kind == BACKGROUND:
         key, response_id = str(data.get("key")), str(data.get("id"))
         await runtime.storage.work.send_start(tenant_in(key), response_id)
-        start_soon(key, response_id)
+        runtime.start_soon(key, response_id)
     elif entry.kind == FOREGROUND:
         await _record_failure(runtime, data)
     else:
@@ -121,15 +121,52 @@ async def _record_failure(runtime: Runtime, data: Mapping[str, Any]) -> None:
     except (MalformedRecord, NotFound):
         _log.exception("response %s: its record cannot be read", response_id)
         return
-    snapshot = failed(
+    while True:
+        row = await read_row(storage, key, response_id)
+        if row is None:
+            if await _insert_failure(runtime, key, record, request):
+                return
+        elif not is_unseen(row):
+            if row.turn:
+                await revive(runtime, key)  # whoever ended it may have died before it started the next one
+            return
+        else:
+            try:
+                await _fail_turn(runtime, row, record)
+            except OwnershipLost:
+                continue
+            return
+
+
+async def _fail_turn(runtime: Runtime, row: ResponseRow, record: RequestRecord) -> None:
+    """The turn leaves its chain; its client, who may not know of it, can go on from the one before."""
+    snapshot = _failure(runtime, record)
+    stored = await runtime.storage.payloads.put(row.partition_key, row.id, "snapshot", jsonio.dumps(snapshot))
+    _, chain = await replace_with_chain(
+        runtime.storage,
+        replace(row, status="failed", snapshot=stored, generation=1, attempt=1, error_code="server_error"),
+        lambda chain: chain.without_turn(row.id, retract=True),
+        runtime.settings.finish_patience,
+    )
+    await start_active(runtime, chain)
+
+
+def _failure(runtime: Runtime, record: RequestRecord) -> dict[str, Any]:
+    return failed(
         record.snapshot(runtime.app.options.default_model, "in_progress"),
         "server_error",
         "The worker of this response stopped.",
         "crash_recovery",
     )
-    stored = await storage.payloads.put(key, response_id, "snapshot", jsonio.dumps(snapshot))
+
+
+async def _insert_failure(runtime: Runtime, key: str, record: RequestRecord, request: StoredPayload) -> bool:
+    """Also where a turn's worker died before it joined its chain: from here it cannot any more."""
+    snapshot, storage = _failure(runtime, record), runtime.storage
+    stored = await storage.payloads.put(key, record.response_id, "snapshot", jsonio.dumps(snapshot))
     row = first_row(key, record, Disposition.FOREGROUND, request, status="failed")
     try:
         await storage.rows.insert(replace(row, snapshot=stored, generation=1, attempt=1, error_code="server_error"))
     except AlreadyExists:
-        _log.info("response %s had ended already", response_id)
+        return False
+    return True

@@ -11,6 +11,9 @@ type Events = AsyncIterable[Any] | Iterable[Any]
 type Handler = Callable[[dict[str, Any], ResponseContext, Any], Events | Awaitable[Events]]
 
 
+type Acceptor = Callable[[dict[str, Any], ResponseContext], Awaitable[dict[str, Any] | None]]
+
+
 class NoHandler(RuntimeError):
     """The app has no handler: decorate one with @app.response_handler."""
 
@@ -33,6 +36,8 @@ class ResponsesApp:
     def __init__(self, options: ResponsesServerOptions | None = None) -> None:
         self.options = options or ResponsesServerOptions()
         self._handler: Handler | None = None
+        self.acceptor: Acceptor | None = None
+        """What answers for a turn that has to wait, if one is registered."""
 
     @property
     def handler(self) -> Handler:
@@ -69,6 +74,27 @@ class ResponsesApp:
             )
         self._handler = cast("Handler", handler)
         return handler
+
+    def response_acceptor[A: Callable[..., Any]](self, acceptor: A) -> A:
+        """Register ``async def acceptor(request, context)``, which answers for a turn that has to wait; a decorator.
+
+        It returns the fields of the response that the client gets at once, with status ``queued`` and no output, or
+        None for the usual answer. Its `ValueError` refuses the turn with status 400; nothing is recorded then (S3).
+        Foreground turns have no such answer: their clients wait for the turn itself.
+
+        Raises:
+            TypeError: It is not an async function of these two parameters, or one is registered already.
+        """
+        if self.acceptor is not None:
+            raise TypeError("the app already has a response acceptor")
+        try:
+            inspect.signature(acceptor).bind(None, None)
+        except TypeError as error:
+            raise TypeError(f"the acceptor {_name(acceptor)} must take exactly (request, context)") from error
+        if not inspect.iscoroutinefunction(acceptor):
+            raise TypeError(f"the acceptor {_name(acceptor)} must be an async function")
+        self.acceptor = cast("Acceptor", acceptor)
+        return acceptor
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:

@@ -15,6 +15,7 @@ by `log_repair`.
 import asyncio
 import hashlib
 import logging
+from collections.abc import Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -24,6 +25,8 @@ from protocol import jsonio, sse
 from protocol.errors import ApiError, HandlerRefused, error_event
 from protocol.event_stream import CHECKPOINT
 from protocol.response import TERMINAL_STATUSES, failed, fill_response
+from resilience import chain
+from resilience.chain_metadata import ConversationChainMetadata
 from resilience.context import ExitForRecovery, ResponseContext
 from resilience.dispatch import Disposition
 from resilience.feed import Feed
@@ -37,6 +40,7 @@ from resilience.placement import tenant_in
 from resilience.record import RequestRecord
 from resilience.runtime import Runtime
 from resilience.stamper import Ending, Stamped, Stamper
+from storage.chains import ChainRow
 from storage.errors import NotFound, StorageUnavailable
 from storage.rows import ResponseRow
 
@@ -105,8 +109,9 @@ class BackgroundRun:
         self._must_leave: asyncio.Future[None] = loop.create_future()
         self._displaced: asyncio.Future[None] = loop.create_future()
         self._muted = False
+        self._pending = 0
         self._checkpointed = b""
-        self._checkpointing: asyncio.Task[None] | None = None
+        self._storing: asyncio.Task[None] | None = None
         self.leaving = False
         """True from when it is given up for another claim: nobody may rely on it to go on here."""
         self._stamper: Stamper
@@ -124,6 +129,17 @@ class BackgroundRun:
     def cancelled(self, row: ResponseRow) -> None:
         if not self._cancelled.done():
             self._cancelled.set_result(row)
+
+    def steered(self, pending: int) -> None:
+        """So many turns wait behind this one (S3)."""
+        self._pending = pending
+        if self._handler is not None:
+            self._steer()
+
+    def _steer(self) -> None:
+        self._context.pending_input_count = self._pending
+        if self._pending:
+            self._signal.set()
 
     def hand_over(self) -> None:
         if not self._must_leave.done():
@@ -152,14 +168,23 @@ class BackgroundRun:
             base, last_sequence=self._ownership.last_sequence, recovery=recovery, now=self._runtime.now
         )
         row = self._ownership.row
+        # Nobody kept anything for a response that is a chain of its own, and that nobody entered before.
+        turns = (
+            await self._ownership.read_chain() if row.turn or recovery else ChainRow(partition_key=row.partition_key)
+        )
         self._context = ResponseContext(
             self._record,
             Disposition(row.disposition),
-            History(self._runtime.storage, row.partition_key, self._record),
+            History(self._runtime.storage, row.partition_key, self._record, row.turn),
+            chain_id=chain.chain_id(row.partition_key, self._record, self._runtime.app.options),
+            metadata=ConversationChainMetadata(turns.metadata, self._keep),
             history_limit=self._runtime.app.options.default_fetch_history_count,
             is_recovery=recovery,
+            is_steered_turn=row.steered,
             persisted_response=(persisted or base) if recovery else None,
         )
+        self._pending = max(self._pending, len(turns.pending))
+        self._steer()
         if self._feed is not None:
             self._feed.begin(self._ownership.last_sequence + 1)
             self._journal = Journal(
@@ -246,12 +271,30 @@ class BackgroundRun:
             return
         try:
             await self._flush()
-            # Never cut off: the etag of a write whose reply nobody read would refuse this very owner's next one.
-            self._checkpointing = asyncio.get_running_loop().create_task(self._ownership.checkpoint(data))
-            await asyncio.shield(self._checkpointing)
+            await self._store(self._ownership.checkpoint(data))
             self._checkpointed = _digest(data)
         except StorageUnavailable:
             _log.warning("response %s: checkpoint not stored", self._record.response_id, exc_info=True)
+
+    async def _keep(self, metadata: bytes) -> None:
+        """S7: a handler's `flush`; after the outcome there is nobody to keep it for."""
+        if self._muted:
+            return
+        await self._flush()
+        await self._store(self._ownership.keep(metadata))
+
+    async def _store(self, write: Coroutine[Any, Any, None]) -> None:
+        # Never cut off: the etag of a write whose reply nobody read would refuse this very owner's next one.
+        self._storing = asyncio.get_running_loop().create_task(write)
+        await asyncio.shield(self._storing)
+
+    def _unkept(self) -> bytes | None:
+        """The chain's metadata that was changed and not flushed; what cannot be stored is left out."""
+        try:
+            return self._context.conversation_chain_metadata.changed()
+        except ValueError:
+            _log.exception("response %s: its chain's metadata cannot be stored", self._record.response_id)
+            return None
 
     # -- the ways to end --------------------------------------------------------------------------------------------
 
@@ -294,6 +337,8 @@ class BackgroundRun:
         self._muted = True
         self.leaving = True
         await self._flush()
+        if (unkept := self._unkept()) is not None:
+            await self._ownership.keep(unkept)
         await self._ownership.hand_over(graceful=graceful)
         row = self._ownership.row
         await self._runtime.storage.work.send_start(tenant_in(row.partition_key), row.id)
@@ -329,6 +374,7 @@ class BackgroundRun:
             await self._decide_stubbornly(snapshot)
         await self._close_log(snapshot, refused)
         await self._wind_down()
+        await chain.start_active(self._runtime, self._ownership.chain)
         return RunEnd.ENDED
 
     async def _decide(self, snapshot: dict[str, Any]) -> None:
@@ -338,6 +384,7 @@ class BackgroundRun:
             jsonio.dumps(snapshot),
             completed_at=snapshot.get("completed_at"),
             error_code=str(error.get("code", "")) if isinstance(error, dict) else "",
+            metadata=self._unkept(),
         )
 
     async def _decide_stubbornly(self, snapshot: dict[str, Any]) -> None:
@@ -362,6 +409,8 @@ class BackgroundRun:
             except OwnershipLost:
                 await complete_log(self._runtime.storage, row)
         await self._wind_down()
+        if row.turn:
+            await chain.revive(self._runtime, row.partition_key)
         return RunEnd.ENDED
 
     async def _close_log(self, snapshot: dict[str, Any], refused: ApiError | None = None) -> None:
@@ -399,8 +448,8 @@ class BackgroundRun:
         if handler is not None:
             handler.cancel()
             await settled(handler)
-        if self._checkpointing is not None:
-            await settled(self._checkpointing)
+        if self._storing is not None:
+            await settled(self._storing)
 
     async def _leave(self) -> None:
         await self._stop_handler()
@@ -416,7 +465,7 @@ def _digest(snapshot: bytes) -> bytes:
     return hashlib.sha256(snapshot).digest()
 
 
-async def settled(task: asyncio.Task[None]) -> None:
+async def settled(task: asyncio.Task[Any]) -> None:
     """Wait for a task's end and look at what became of it, so that it is not reported as never looked at."""
     await asyncio.wait({task})
     if not task.cancelled():

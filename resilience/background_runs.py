@@ -11,16 +11,16 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from resilience import acceptance
+from resilience import acceptance, chain
 from resilience.acceptance import remove_blobs
 from resilience.background_run import ATTEMPTS_EXHAUSTED, UNREADABLE, BackgroundRun, RunEnd, Verdict
-from resilience.cancel_watch import CancelWatch
 from resilience.dispatch import Disposition
 from resilience.log_repair import complete_log
-from resilience.ownership import ClaimRequest, Declined, Ownership, Reason, claim, has_log
+from resilience.ownership import ClaimRequest, Declined, Ownership, Reason, claim, has_log, is_alive
 from resilience.placement import tenant_in
 from resilience.record import MalformedRecord, RequestRecord
 from resilience.run_entries import background_entry, close_run
+from resilience.run_watch import RunWatch
 from resilience.runtime import Runtime
 from resilience.snapshots import record_of
 from resilience.worker import Worker
@@ -52,6 +52,9 @@ class OwnedRun:
 
     def cancelled(self, row: ResponseRow) -> None:
         self.current.cancelled(row)
+
+    def steered(self, pending: int) -> None:
+        self.current.steered(pending)
 
     @property
     def leaving(self) -> bool:
@@ -109,9 +112,9 @@ class _Opener:
 class BackgroundRuns:
     """Claims and executes background responses."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, watch: RunWatch) -> None:
         self._runtime = runtime
-        self._cancel_watch = CancelWatch(runtime)
+        self._watch = watch
         self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
         self._ended_here: OrderedDict[str, None] = OrderedDict()
         self._draining = False
@@ -131,9 +134,11 @@ class BackgroundRuns:
             StorageError: It is not recorded; nothing of it will run.
         """
         async with self._turn(record.response_id):
-            ownership = await acceptance.accept_and_own(self._runtime, key, record, disposition)
-            self._start(ownership, record, None)
-        return ownership.row
+            accepted = await acceptance.accept_and_own(self._runtime, key, record, disposition)
+            if not isinstance(accepted, Ownership):
+                return accepted  # it waits for its turn
+            self._start(accepted, record, None)
+        return accepted.row
 
     async def run(self, key: str, response_id: str) -> None:
         """Run a response unless somebody does or did; returns when this process is done with it.
@@ -261,9 +266,17 @@ class BackgroundRuns:
     async def _after_decline(self, declined: Declined, key: str, response_id: str) -> None:
         if declined.reason is Reason.TERMINAL and declined.row is not None:
             await complete_log(self._runtime.storage, declined.row)
+            if declined.row.turn and not await self._is_wound_down_elsewhere(declined.row):
+                await chain.revive(self._runtime, key)
         elif declined.reason in (Reason.NO_ROW, Reason.DELETED):
             _log.info("response %s: nothing to run (%s)", response_id, declined.reason.name)
             await remove_blobs(self._runtime, key, response_id)
+
+    async def _is_wound_down_elsewhere(self, row: ResponseRow) -> bool:
+        """True while the worker that ended this turn lives: it starts the next one, after its handler is gone."""
+        if not row.owner or self._runtime.worker.is_current(row.owner):
+            return False
+        return await is_alive(self._runtime.storage, row.owner)
 
     def _start(self, ownership: Ownership, record: RequestRecord, verdict: Verdict | None) -> OwnedRun:
         row = ownership.row
@@ -271,7 +284,7 @@ class BackgroundRuns:
         if self._draining:
             run.hand_over()  # claimed while the drain began: nobody else would tell it
         self._runtime.running[row.id] = run
-        self._cancel_watch.add(row.partition_key, row.id)
+        self._watch.add(row.partition_key, row.id, background=True, in_chain=bool(row.turn))
         self._runtime.spawn(self._own(run, ownership, record), f"run-{row.id}")
         return run
 
@@ -295,7 +308,7 @@ class BackgroundRuns:
                 self._remember(response_id)
         finally:
             time_limit.cancel()
-            self._cancel_watch.remove(response_id)
+            self._watch.remove(response_id)
             if self._runtime.running.get(response_id) is run:
                 del self._runtime.running[response_id]
             self._runtime.tails.release(response_id)

@@ -3,6 +3,10 @@
 The CAS that writes `cancelled` is the decision: against a terminal row it is not tried, against a concurrent one it
 is refused and looked at again. The owner of the run learns of it within a second, or at once in the same process,
 and writes the terminal frame; where nobody owns the run, the canceller completes the log itself.
+
+A turn leaves its chain with the same write. The owner of a run starts the next one after its handler has wound down;
+where nobody owns the turn the canceller does, and a delayed start message of the cancelled turn, sent before, makes
+sure of it: whoever receives it finds the turn finished and starts the chain's active one.
 """
 
 from dataclasses import replace
@@ -11,11 +15,18 @@ from typing import Any
 from protocol import jsonio
 from protocol.errors import CannotCancel, ResponseNotFound
 from protocol.response import TERMINAL_STATUSES, cancelled, strip_internal
+from resilience.chain import start_active
 from resilience.log_repair import complete_log
-from resilience.ownership import OwnershipLost, read_row, replace_row
+from resilience.ownership import OwnershipLost, read_row, replace_row, replace_with_chain
+from resilience.placement import tenant_in
+from resilience.rows import is_unseen
 from resilience.runtime import Runtime
 from resilience.snapshots import snapshot_of
+from storage.chains import ChainRow
 from storage.rows import ResponseRow
+
+_INSURANCE_DELAY = 5.0
+"""Seconds until the message is seen that starts the next turn if the canceller dies before."""
 
 
 async def cancel(runtime: Runtime, key: str, response_id: str) -> dict[str, Any]:
@@ -27,7 +38,7 @@ async def cancel(runtime: Runtime, key: str, response_id: str) -> dict[str, Any]
     """
     row = await read_row(runtime.storage, key, response_id)
     while True:
-        if row is None or row.deleted:
+        if row is None or row.deleted or is_unseen(row):
             raise ResponseNotFound(response_id)
         if not row.background:
             raise CannotCancel
@@ -44,12 +55,31 @@ async def cancel(runtime: Runtime, key: str, response_id: str) -> dict[str, Any]
 async def _decide(runtime: Runtime, row: ResponseRow) -> dict[str, Any]:
     snapshot = cancelled(await snapshot_of(runtime, row))
     stored = await runtime.storage.payloads.put(row.partition_key, row.id, "snapshot", jsonio.dumps(snapshot))
-    decided = await replace_row(
-        runtime.storage, replace(row, status="cancelled", snapshot=stored), runtime.settings.finish_patience
-    )
+    wanted = replace(row, status="cancelled", snapshot=stored)
+    left: ChainRow | None = None
+    if row.turn:
+        decided, left = await _decide_in_chain(runtime, wanted)
+    else:
+        decided = await replace_row(runtime.storage, wanted, runtime.settings.finish_patience)
     running = runtime.running.get(row.id)
     if running is not None:
         running.cancelled(decided)
     elif not row.owner:
         await complete_log(runtime.storage, decided)
+        await start_active(runtime, left)
     return strip_internal(snapshot)
+
+
+async def _decide_in_chain(runtime: Runtime, wanted: ResponseRow) -> tuple[ResponseRow, ChainRow | None]:
+    """The decided row, and the chain if the turn was its active one."""
+    if not wanted.owner:
+        await runtime.storage.work.send_start(tenant_in(wanted.partition_key), wanted.id, delay=_INSURANCE_DELAY)
+    was_active = False
+
+    def leave(chain: ChainRow) -> ChainRow:
+        nonlocal was_active
+        was_active = chain.active is not None and chain.active.id == wanted.id
+        return chain.without_turn(wanted.id)
+
+    decided, left = await replace_with_chain(runtime.storage, wanted, leave, runtime.settings.finish_patience)
+    return decided, left if was_active else None

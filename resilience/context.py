@@ -4,6 +4,7 @@ import asyncio
 from typing import Any, Never
 
 from protocol.items import input_items, input_text
+from resilience.chain_metadata import ConversationChainMetadata
 from resilience.dispatch import Disposition
 from resilience.history import History
 from resilience.record import RequestRecord
@@ -34,6 +35,9 @@ class ResponseContext:
         is_steered_turn: True if this turn was queued behind another one (S3).
         pending_input_count: Turns still queued behind this one.
         persisted_response: On recovery the last persisted snapshot, else None (R10).
+        conversation_chain_id: The opaque id that all turns of this chain share, in every attempt (S1).
+        conversation_chain_metadata: What the turns of this chain keep for one another (S7); see
+        `ConversationChainMetadata`.
     """
 
     def __init__(
@@ -42,8 +46,12 @@ class ResponseContext:
         disposition: Disposition,
         history: History,
         *,
+        chain_id: str,
+        metadata: ConversationChainMetadata | None = None,
         history_limit: int = -1,
         is_recovery: bool = False,
+        is_steered_turn: bool = False,
+        pending_input_count: int = 0,
         persisted_response: dict[str, Any] | None = None,
     ) -> None:
         self.response_id = record.response_id
@@ -57,17 +65,14 @@ class ResponseContext:
         self.shutdown = asyncio.Event()
         self.client_cancelled = False
         self.is_recovery = is_recovery
-        self.is_steered_turn = False
-        self.pending_input_count = 0
+        self.is_steered_turn = is_steered_turn
+        self.pending_input_count = pending_input_count
         self.persisted_response = persisted_response
+        self.conversation_chain_id = chain_id
+        self.conversation_chain_metadata = metadata or ConversationChainMetadata()
         self._disposition = disposition
         self._history = history
         self._history_limit = history_limit
-
-    @property
-    def conversation_chain_id(self) -> str:
-        """The id that all turns of this chain share (S1)."""
-        return self.conversation_id or self.response_id
 
     async def get_input_items(self, *, resolve_references: bool = True) -> list[dict[str, Any]]:
         """The input as items; references replaced by what they refer to unless told otherwise."""

@@ -4,27 +4,29 @@ Once per idempotency key.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from protocol import ids
-from protocol.errors import PreviousResponseNotFound, ResponseDeleted
+from protocol.errors import ApiError, PreviousResponseNotFound, ResponseDeleted
 from protocol.response import strip_internal
-from resilience import acceptance
+from resilience import acceptance, chain
 from resilience.background_runs import BackgroundRuns
 from resilience.dispatch import Disposition, decide
+from resilience.foreground_record import ForegroundRecord, TurnRecord
 from resilience.foreground_run import ForegroundRun
 from resilience.idempotency import RequestKey
 from resilience.outcome import terminal_frames
 from resilience.ownership import has_log, read_row
 from resilience.placement import partition_key, tenant_of
 from resilience.record import RequestRecord
+from resilience.rows import is_unseen
 from resilience.run_entries import ForegroundEntry, close_run, open_foreground
+from resilience.run_watch import RunWatch
 from resilience.runtime import Runtime
 from resilience.snapshots import snapshot_of
-from storage.errors import AlreadyExists
+from storage.errors import AlreadyExists, StorageError
 from storage.rows import ResponseRow
 
 _REMADE_AFTER = 2.0
@@ -88,8 +90,9 @@ type _Made = ForegroundRun | _Accepted | _Known
 class Creation:
     """Makes the responses of a process."""
 
-    def __init__(self, runtime: Runtime, background: BackgroundRuns) -> None:
+    def __init__(self, runtime: Runtime, background: BackgroundRuns, watch: RunWatch) -> None:
         self._runtime = runtime
+        self._watch = watch
         self._background = background
 
     async def answer(self, call: Call, disconnected: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
@@ -123,7 +126,6 @@ class Creation:
         record = RequestRecord(
             response_id=ids.new_response_id(_partition(request, previous)),
             created_at=self._runtime.now(),
-            accepted_ms=time.time_ns() // 1_000_000,
             principal=call.principal,
             request=request,
             client_headers=dict(call.client_headers),
@@ -132,7 +134,8 @@ class Creation:
         )
         if previous:
             row = await read_row(self._runtime.storage, partition_key(tenant, previous), previous)
-            if row is None or row.deleted:
+            steerable = self._runtime.app.options.steerable_conversations
+            if row is None or row.deleted or (is_unseen(row) and not steerable):
                 raise PreviousResponseNotFound(previous)
         # What is not stored cannot be answered with again: there a key has nothing to stand for.
         keyed = call.idempotency_key and disposition is not Disposition.TRANSIENT
@@ -148,7 +151,7 @@ class Creation:
 
     async def _make(self, admitted: _Admitted) -> _Made:
         if not admitted.disposition.runs_in_background:
-            return self._start_foreground(admitted)
+            return await self._begin_foreground(admitted)
         record = admitted.record
         if self._runtime.settings.eager_start and self._background.has_room():
             row = await self._background.accept(admitted.partition_key, record, admitted.disposition)
@@ -176,6 +179,13 @@ class Creation:
                 return _Accepted(row, record)
             except AlreadyExists:
                 standing = record.response_id
+            except ApiError:
+                # Its chain goes on from it: another made it meanwhile. Or it was refused, then nobody keeps the key.
+                known = await read_row(self._runtime.storage, where, record.response_id)
+                if known is not None:
+                    return _Known(known)
+                await key.release(record.response_id)
+                raise
 
     async def _run_once(self, admitted: _Admitted, key: RequestKey) -> _Made:
         """The ledger's entry is older than the claim: a claim without a response always gets one, or is given up."""
@@ -189,7 +199,7 @@ class Creation:
                 if not won:
                     close_run(self._runtime, entry.worker_id, admitted.record.response_id)
             if standing is None:
-                return self._start_foreground(admitted, entry)
+                return await self._begin_foreground(admitted, entry)
             row = await self._await_foreground(admitted.tenant, key, standing)
             if row is not None:
                 return _Known(row)
@@ -203,17 +213,41 @@ class Creation:
 
     # -- in the foreground ------------------------------------------------------------------------------------------
 
-    def _start_foreground(self, admitted: _Admitted, entry: ForegroundEntry | None = None) -> ForegroundRun:
+    async def _begin_foreground(self, admitted: _Admitted, entry: ForegroundEntry | None = None) -> ForegroundRun:
+        """Start a foreground run, as a turn of its chain if it takes part in one.
+
+        The ledger's entry is older than the turn: a turn whose worker dies always leaves its chain.
+        """
+        runtime, key, record = self._runtime, admitted.partition_key, admitted.record
+        if not chain.takes_part(record, admitted.disposition, runtime.app.options):
+            stored = ForegroundRecord(
+                runtime, key, record, admitted.disposition, entry=entry, request_key=admitted.request_key
+            )
+            return self._start_foreground(admitted, stored)
+        entry = entry or await open_foreground(runtime, key, record)
+        try:
+            turn = await acceptance.join_foreground(runtime, key, record, entry)
+        except (ApiError, StorageError) as error:
+            if isinstance(error, ApiError):  # else the entry stays open until it is certain that nothing is left
+                close_run(runtime, entry.worker_id, record.response_id)
+            if admitted.request_key is not None:
+                await admitted.request_key.release(record.response_id)
+            raise
+        assert turn.chain is not None
+        stored = TurnRecord(runtime, record, turn.row, turn.chain, entry, admitted.request_key)
+        return self._start_foreground(admitted, stored)
+
+    def _start_foreground(self, admitted: _Admitted, stored: ForegroundRecord) -> ForegroundRun:
         response_id = admitted.record.response_id
         run = ForegroundRun(
             self._runtime,
             admitted.partition_key,
             admitted.record,
             admitted.disposition,
-            entry=entry,
-            request_key=admitted.request_key,
+            stored,
         )
         self._runtime.running[response_id] = run
+        self._watch.add(admitted.partition_key, response_id, background=False, in_chain=isinstance(stored, TurnRecord))
         self._runtime.spawn(self._execute(run, response_id), f"run-{response_id}")
         return run
 
@@ -224,6 +258,7 @@ class Creation:
             await run.execute()
         finally:
             time_limit.cancel()
+            self._watch.remove(response_id)
             self._runtime.running.pop(response_id, None)
 
     async def _result(self, run: ForegroundRun, disconnected: Callable[[], Awaitable[bool]]) -> dict[str, Any]:

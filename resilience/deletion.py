@@ -8,9 +8,11 @@ from dataclasses import replace
 from protocol.errors import CannotDeleteInFlight, ResponseNotFound
 from protocol.response import TERMINAL_STATUSES
 from resilience.acceptance import remove_blobs
-from resilience.ownership import OwnershipLost, read_row, replace_row
+from resilience.ownership import OwnershipLost, read_row, replace_row, replace_with_chain
 from resilience.placement import tenant_in
+from resilience.rows import is_unseen
 from resilience.runtime import Runtime
+from storage.chains import ChainRow, own_chain_key
 from storage.payloads import StoredPayload
 from storage.rows import ResponseRow
 
@@ -26,16 +28,44 @@ async def delete(runtime: Runtime, key: str, response_id: str) -> None:
         CannotDeleteInFlight: It has no outcome yet.
     """
     row = await read_row(runtime.storage, key, response_id)
-    if row is None or row.deleted:
+    if row is None or row.deleted or is_unseen(row):
         raise ResponseNotFound(response_id)
     if row.status not in TERMINAL_STATUSES:
         raise CannotDeleteInFlight
     await runtime.storage.work.send_cleanup(tenant_in(key), response_id, delay=_CLEAN_UP_DELAY)
     try:
-        await replace_row(runtime.storage, _marker(row), runtime.settings.finish_patience)
+        if row.turn:
+            await _mark_in_chain(runtime, row)
+        else:
+            await replace_row(runtime.storage, _marker(row), runtime.settings.finish_patience)
+            await runtime.storage.chains.delete(key, own_chain_key(response_id))
     except OwnershipLost as lost:  # deleted by another at this moment
         raise ResponseNotFound(response_id) from lost
     await remove_blobs(runtime, key, response_id)
+
+
+async def _mark_in_chain(runtime: Runtime, row: ResponseRow) -> None:
+    """Where the last turn is deleted, the chain goes on from the one before it."""
+    before = await _undeleted_before(runtime, row)
+
+    def forget(chain: ChainRow) -> ChainRow:
+        return replace(
+            chain,
+            last=before if chain.last == row.id else chain.last,
+            alternate="" if chain.alternate == row.id else chain.alternate,
+        )
+
+    await replace_with_chain(runtime.storage, _marker(row), forget, runtime.settings.finish_patience)
+
+
+async def _undeleted_before(runtime: Runtime, row: ResponseRow) -> str:
+    previous = row.previous_response_id
+    while previous:
+        earlier = await read_row(runtime.storage, row.partition_key, previous)
+        if earlier is None or not earlier.deleted:
+            break
+        previous = earlier.previous_response_id
+    return previous
 
 
 def _marker(row: ResponseRow) -> ResponseRow:

@@ -25,6 +25,8 @@ from resilience.history import History
 from resilience.options import EngineSettings
 from resilience.ownership import has_log, read_row
 from resilience.placement import partition_key, tenant_of
+from resilience.rows import is_unseen
+from resilience.run_watch import RunWatch
 from resilience.runtime import Runtime, unix_time
 from resilience.snapshots import record_of, snapshot_of
 from resilience.tail import Tails
@@ -59,8 +61,10 @@ class Engine:
             tails=Tails(storage, settings),
             now=now,
         )
-        self._background = BackgroundRuns(self.runtime)
-        self._creation = Creation(self.runtime, self._background)
+        watch = RunWatch(self.runtime)
+        self._background = BackgroundRuns(self.runtime, watch)
+        self.runtime.start_soon = self._background.start_soon
+        self._creation = Creation(self.runtime, self._background, watch)
 
     # -- HTTP -------------------------------------------------------------------------------------------------------
 
@@ -122,7 +126,7 @@ class Engine:
         """
         row = await self._existing(principal, response_id)
         record = await record_of(self.runtime, row)
-        history = History(self.runtime.storage, row.partition_key, record)
+        history = History(self.runtime.storage, row.partition_key, record, row.turn)
         resolved = await history.resolve(items.input_items(record.request, response_id))
         # A reference may lead to another response's output, which keeps its handler's own notes (R12).
         return items.page([strip_internal(item) for item in resolved], query)
@@ -165,7 +169,7 @@ class Engine:
         except MalformedMessage:
             _log.error("a watch message that is none was dropped")
             return
-        await adopt(self.runtime, message.worker, self._background.start_soon)
+        await adopt(self.runtime, message.worker)
 
     async def poison_message(self, text: str) -> None:
         """A start message that failed too often: its response fails, unless somebody runs it (R5)."""
@@ -188,7 +192,7 @@ class Engine:
 
     async def sweep(self) -> None:
         """The timer: what all messages missed."""
-        await sweep(self.runtime, self._background.start_soon)
+        await sweep(self.runtime)
 
     async def drain(self) -> None:
         """Leave: every run of this process ends within its grace or goes to another worker (B24)."""
@@ -211,7 +215,7 @@ class Engine:
 
     async def _existing(self, principal: str, response_id: str) -> ResponseRow:
         row = await read_row(self.runtime.storage, self._key(principal, response_id), response_id)
-        if row is None:
+        if row is None or is_unseen(row):
             raise ResponseNotFound(response_id)
         if row.deleted:
             raise ResponseDeleted(response_id)

@@ -1,9 +1,8 @@
 """A foreground run: the HTTP function's own invocation executes the handler and answers with what comes of it.
 
-Stored or not, nothing of it is in storage until its end but its entry in this worker's ledger, which says what
-becomes of it if the worker dies: a `failed` row (row 3). That entry is durable before the first byte with the id
-leaves (R1); the handler may run meanwhile. At the end the row is inserted, once: if somebody who thought this
-worker dead was faster, his outcome is the outcome.
+What storage has of it is a `ForegroundRecord`. If the worker dies it becomes a `failed` row (row 3). The entry that
+says so is durable before the first byte with the id leaves (R1); the handler may run meanwhile. A turn of a chain may
+have to wait for its turn; its handler begins after that.
 
 A client that goes away cancels the run (B17). The run is a task of its own: it survives the connection that it
 serves.
@@ -11,32 +10,28 @@ serves.
 
 import asyncio
 import logging
-import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
-from protocol import jsonio, sse
+from protocol import sse
 from protocol.errors import ApiError, ServerError, error_event
 from protocol.event_stream import CHECKPOINT
 from protocol.events import InvalidEvent
 from protocol.response import cancelled, failed, strip_internal
-from resilience.background_run import GENERIC_FAILURE, STORAGE_RETRY_SECONDS, settled
+from resilience import chain
+from resilience.background_run import GENERIC_FAILURE, settled
+from resilience.chain_metadata import ConversationChainMetadata
 from resilience.context import ResponseContext
 from resilience.dispatch import Disposition
+from resilience.foreground_record import ForegroundRecord, TurnRecord
 from resilience.handler_entry import answer_to, events_of
 from resilience.history import History
-from resilience.idempotency import RequestKey
 from resilience.outcome import terminal_frames
-from resilience.ownership import OwnershipLost, replace_row
 from resilience.record import RequestRecord
-from resilience.retry import patiently
-from resilience.rows import first_row
-from resilience.run_entries import ForegroundEntry, close_run, open_foreground
 from resilience.runtime import Runtime
 from resilience.stamper import Ending, Stamper
-from storage.errors import AlreadyExists, StorageError, StorageUnavailable
+from storage.errors import StorageUnavailable
 from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.run")
@@ -54,15 +49,12 @@ class ForegroundRun:
         key: str,
         record: RequestRecord,
         disposition: Disposition,
-        *,
-        entry: ForegroundEntry | None = None,
-        request_key: RequestKey | None = None,
+        stored: ForegroundRecord,
     ) -> None:
         self._runtime = runtime
-        self._key = key
         self._record = record
-        self._stored = disposition is Disposition.FOREGROUND
-        self._disposition = disposition
+        self._stored = stored
+        self._turn = stored if isinstance(stored, TurnRecord) else None
         self._signal = asyncio.Event()
         self._finished = asyncio.Event()
         self._base = record.snapshot(runtime.app.options.default_model, "in_progress")
@@ -70,8 +62,10 @@ class ForegroundRun:
         self._context = ResponseContext(
             record,
             disposition,
-            History(runtime.storage, key, record),
+            History(runtime.storage, key, record, self._turn.row.turn if self._turn else 0),
+            chain_id=chain.chain_id(key, record, runtime.app.options),
             history_limit=runtime.app.options.default_fetch_history_count,
+            is_steered_turn=self._turn is not None and self._turn.row.steered,
         )
         loop = asyncio.get_running_loop()
         self._frames: asyncio.Queue[bytes | None] = asyncio.Queue(_FRAMES_AHEAD)
@@ -79,18 +73,23 @@ class ForegroundRun:
         self._ending: asyncio.Future[Ending] = loop.create_future()
         self._gone: asyncio.Future[None] = loop.create_future()
         self._must_leave: asyncio.Future[None] = loop.create_future()
-        self._recorded = loop.create_future() if self._stored else None
+        self._recorded = loop.create_future() if stored.is_stored else None
         self._muted = False
-        self._entry = entry
-        self._request_key = request_key
         self._last_sent = -1
 
     @property
     def worker_id(self) -> str:
-        return self._entry.worker_id if self._entry else ""
+        return self._stored.worker_id
+
+    def steered(self, pending: int) -> None:
+        if self._turn is None or not self._turn.is_active:
+            return
+        self._context.pending_input_count = pending
+        if pending:
+            self._signal.set()
 
     def cancelled(self, row: ResponseRow) -> None:
-        """A foreground run is not cancelled through its row: it has none."""
+        """A foreground run is not cancelled through its row: nobody is shown one."""
 
     def hand_over(self) -> None:
         if not self._must_leave.done():
@@ -124,24 +123,69 @@ class ForegroundRun:
 
     async def execute(self) -> None:
         """Run to the end; the readers are told whatever happens."""
-        handler = asyncio.get_running_loop().create_task(self._enter(), name=f"handler-{self._record.response_id}")
+        handler: asyncio.Task[None] | None = None
         try:
-            await self._record_opening()
-            await self._run(handler)
+            if await self._is_allowed():
+                name = f"handler-{self._record.response_id}"
+                handler = asyncio.get_running_loop().create_task(self._enter(), name=name)
+                await self._record_opening()
+                await self._run(handler)
         except Exception as error:
             _log.error("response %s could not be made", self._record.response_id, exc_info=error)
             await self._tell(error)
         finally:
             self._muted = True
-            handler.cancel()
-            await settled(handler)
+            if handler is not None:
+                handler.cancel()
+                await settled(handler)
+            await self._stored.leave()
             self._finished.set()
+
+    async def _is_allowed(self) -> bool:
+        """Wait until it is this turn's turn; false if it ended before, for it, its client or the process went."""
+        turn = self._turn
+        if turn is None:
+            return True
+        while not turn.is_active:
+            look = asyncio.ensure_future(turn.look())
+            await self._wait(look, self._gone, self._must_leave)
+            if self._gone.done() or self._must_leave.done():
+                look.cancel()
+                await settled(look)
+                await self._give_turn_up()
+                return False
+            if (decided := look.result()) is not None:
+                await self._conclude(decided)
+                return False
+        self._context.conversation_chain_metadata = ConversationChainMetadata(turn.chain.metadata, self._keep)
+        self.steered(len(turn.chain.pending))
+        return True
+
+    async def _give_turn_up(self) -> None:
+        if self._gone.done():
+            await self._finish(Ending([], cancelled(self._stamper.snapshot())))
+        else:
+            await self._fail("The server is shutting down.", "grace_exhausted")
+
+    async def _keep(self, metadata: bytes) -> None:
+        """S7: a handler's `flush`; after the outcome there is nobody to keep it for."""
+        if self._turn is not None and not self._muted:
+            await self._turn.keep(metadata)
+
+    def _take_along(self) -> None:
+        """Store the chain's metadata that was not flushed with the outcome; what cannot be stored is left out."""
+        if self._turn is None:
+            return
+        try:
+            self._turn.unkept = self._context.conversation_chain_metadata.changed()
+        except ValueError:
+            _log.exception("response %s: its chain's metadata cannot be stored", self._record.response_id)
 
     async def _record_opening(self) -> None:
         if self._recorded is None:
             return
         try:
-            self._entry = self._entry or await open_foreground(self._runtime, self._key, self._record)
+            await self._stored.open()
         except BaseException:
             self._recorded.cancel()
             raise
@@ -204,8 +248,7 @@ class ForegroundRun:
         else:
             _log.error("response %s: the handler failed", response_id, exc_info=error)
         if error is not None and not self._stamper.begun:
-            await self._give_up_key()
-            self._close_entry()
+            await self._stored.drop()
             await self._tell(answer_to(error))
             return
         if isinstance(error, InvalidEvent) and not self._result.done():
@@ -220,95 +263,17 @@ class ForegroundRun:
         self._muted = True
         for stamped in ending.frames:
             await self._send(stamped.sequence, stamped.frame)
-        snapshot = ending.snapshot
-        if self._stored:
-            snapshot = await self._store(snapshot)
+        self._take_along()
+        snapshot = await self._stored.finish(ending.snapshot, self._stamper.last_sequence, seen=not self._gone.done())
+        await self._conclude(snapshot)
+
+    async def _conclude(self, snapshot: dict[str, Any]) -> None:
+        """Tell the client what stands in storage."""
         for sequence, frame in terminal_frames(snapshot, self._stamper.last_sequence):
             await self._send(sequence, frame)
         if not self._result.done():
             self._result.set_result(strip_internal(snapshot))
         await self._end_frames()
-
-    async def _store(self, snapshot: dict[str, Any]) -> dict[str, Any]:
-        """Insert the row with its outcome; what counts is the row that stands in the end."""
-        mark = uuid.uuid4().hex
-        try:
-            return await self._insert(snapshot, mark, self._runtime.settings.finish_patience)
-        except StorageUnavailable:
-            _log.exception("response %s: the outcome could not be stored", self._record.response_id)
-        snapshot = failed(snapshot, "storage_error", "The storage did not answer while the response was finished.")
-        # R14: the client hears of it now, the record follows as soon as storage answers.
-        self._runtime.spawn(self._insert_stubbornly(snapshot), f"storing-{self._record.response_id}")
-        return snapshot
-
-    async def _insert_stubbornly(self, snapshot: dict[str, Any]) -> None:
-        """The record of what the client was told already, even over a write of ours that nobody heard of (W4)."""
-        while True:
-            try:
-                stored = await self._insert(snapshot, uuid.uuid4().hex, self._runtime.settings.finish_patience)
-                if stored["status"] != snapshot["status"]:
-                    await self._overwrite(snapshot)
-                return
-            except (StorageUnavailable, OwnershipLost):
-                await asyncio.sleep(STORAGE_RETRY_SECONDS)
-
-    async def _overwrite(self, snapshot: dict[str, Any]) -> None:
-        storage, settings = self._runtime.storage, self._runtime.settings
-        row = await storage.rows.read(self._key, self._record.response_id)
-        if row.deleted:
-            return
-        stored = await storage.payloads.put(self._key, row.id, "snapshot", jsonio.dumps(snapshot))
-        told = replace(
-            row,
-            status=snapshot["status"],
-            snapshot=stored,
-            completed_at=None,
-            error_code=str(snapshot["error"]["code"]),
-        )
-        await replace_row(storage, told, settings.finish_patience)
-
-    async def _insert(self, snapshot: dict[str, Any], mark: str, patience: float) -> dict[str, Any]:
-        storage = self._runtime.storage
-        async for attempt in patiently(patience):
-            with attempt:
-                stored = await storage.payloads.put(
-                    self._key, self._record.response_id, "snapshot", jsonio.dumps(snapshot)
-                )
-                assert self._entry is not None  # opened before anything could end
-                request = self._entry.request
-                row = first_row(self._key, self._record, self._disposition, request, status=snapshot["status"])
-                error = snapshot.get("error")
-                row = replace(
-                    row,
-                    snapshot=stored,
-                    generation=1,
-                    attempt=1,
-                    completed_at=snapshot.get("completed_at"),
-                    error_code=str(error["code"]) if isinstance(error, dict) else "",
-                    last_sequence=self._stamper.last_sequence,
-                )
-                try:
-                    await storage.rows.insert(row, mark=mark)
-                except AlreadyExists:
-                    snapshot = await self._decided_by_another()
-                self._close_entry()
-        return snapshot
-
-    async def _decided_by_another(self) -> dict[str, Any]:
-        row = await self._runtime.storage.rows.read(self._key, self._record.response_id)
-        if row.snapshot is None:
-            raise StorageError("A finished response has no snapshot.")
-        snapshot: dict[str, Any] = jsonio.loads(await self._runtime.storage.payloads.get(row.snapshot))
-        return snapshot
-
-    async def _give_up_key(self) -> None:
-        """Nothing will be stored that an idempotency key could stand for (I1)."""
-        if self._request_key is not None:
-            await self._request_key.release(self._record.response_id)
-
-    def _close_entry(self) -> None:
-        if self._entry is not None:
-            close_run(self._runtime, self._entry.worker_id, self._record.response_id)
 
     async def _tell(self, error: Exception) -> None:
         """Answer with an error instead of a response; on a stream it is one event.

@@ -17,10 +17,11 @@ from storage.rows import ResponseRow
 class History:
     """Reads the chain that ends before one response."""
 
-    def __init__(self, storage: Storage, partition_key: str, record: RequestRecord) -> None:
+    def __init__(self, storage: Storage, partition_key: str, record: RequestRecord, turn: int = 0) -> None:
         self._storage = storage
         self._partition_key = partition_key
         self._record = record
+        self._turn = turn
         self._turns: list[ResponseRow] | None = None
 
     async def items(self, limit: int = -1) -> list[dict[str, Any]]:
@@ -77,9 +78,10 @@ class History:
                 for row in rows.values()
                 if not row.deleted
                 and row.conversation == self._record.conversation
-                and row.id != self._record.response_id
+                and row.turn
+                and (row.turn < self._turn or not self._turn)
             ),
-            key=lambda row: row.accepted_ms,
+            key=lambda row: row.turn,
         )
 
     async def _items_of(self, row: ResponseRow) -> list[dict[str, Any]]:

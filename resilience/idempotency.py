@@ -23,6 +23,7 @@ import orjson
 
 from protocol.errors import IdempotencyKeyReused
 from resilience.ownership import read_row
+from resilience.rows import is_unseen
 from resilience.runtime import Runtime
 from storage.rows import ResponseRow
 
@@ -77,6 +78,8 @@ class RequestKey:
         pause = _FIRST_LOOK
         while True:
             row = await read_row(self._runtime.storage, key, response_id)
+            if row is not None and is_unseen(row):
+                row = None
             if row is not None or loop_time() >= give_up_at:
                 return row
             await asyncio.sleep(pause)

@@ -9,6 +9,8 @@ The claim, in its order; nobody in this process claims or runs the same response
 1. Read the row.
    missing: `Reason.NO_ROW`. A deletion marker: `Reason.DELETED`. Terminal: `Reason.TERMINAL`.
    Owned by another worker whose ledger is open: `Reason.ELSEWHERE`; this makes doubled and late messages harmless.
+   A turn of a chain that never ran, while another one is the chain's active turn: `Reason.WAITING`; who ends that
+   one starts the next.
    No owner, an owner whose ledger is marked or gone, or a run that this process no longer has: on. Only now the run
    is opened in this worker's ledger, before anything is changed, or the death of this worker would hide it.
 2. CAS of the row: generation and attempt + 1, this worker, the lease id of this claim.
@@ -28,8 +30,10 @@ written, and position 0 refuses the sleeper, or none has, and its records come b
 Leases are infinite, broken by the next claim, and stay on a finished log: nothing can be appended there.
 """
 
+import asyncio
 import logging
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -38,8 +42,9 @@ from protocol.response import TERMINAL_STATUSES
 from resilience.log_end import EMPTY, LogEnd, read_log_end
 from resilience.options import EngineSettings
 from resilience.retry import patiently
+from storage.chains import CHAIN_ROW, ChainRow, own_chain_key
 from storage.connection import Storage
-from storage.errors import AlreadyExists, LeaseHeld, NotFound, PreconditionFailed, StorageUnavailable
+from storage.errors import AlreadyExists, ChainMoved, LeaseHeld, NotFound, PreconditionFailed, StorageUnavailable
 from storage.log import segment_name
 from storage.payloads import StoredPayload
 from storage.rows import ResponseRow, Segment
@@ -57,6 +62,7 @@ class Reason(Enum):
     DELETED = auto()
     TERMINAL = auto()
     ELSEWHERE = auto()
+    WAITING = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,11 @@ async def claim(storage: Storage, request: ClaimRequest, settings: EngineSetting
         reason = await _reason_to_leave(storage, row, request)
         if row is None or reason is not None:
             return Declined(reason or Reason.NO_ROW, row)
+        chain: ChainRow | None = None
+        if row.turn and row.generation == 0:
+            chain = await storage.chains.read(row.partition_key)
+            if chain.active is None or chain.active.id != row.id:
+                return Declined(Reason.WAITING, row)
         if not request.claimant.is_current(worker_id):
             worker_id = await request.claimant.open_run()
         claimed = await _take_row(storage, row, worker_id, request.lease_id, settings)
@@ -135,10 +146,10 @@ async def claim(storage: Storage, request: ClaimRequest, settings: EngineSetting
             continue
         request.first = request.first or row.generation == 0
         if not has_log(claimed):
-            return Ownership(storage, settings, claimed, EMPTY, recovery=not request.first)
+            return Ownership(storage, settings, claimed, EMPTY, recovery=not request.first, chain=chain)
         outcome = await _take_log(storage, claimed, displace=bool(row.owner), first=row.generation == 0)
         if isinstance(outcome, LogEnd):
-            return Ownership(storage, settings, claimed, outcome, recovery=not request.first)
+            return Ownership(storage, settings, claimed, outcome, recovery=not request.first, chain=chain)
         if outcome is not None:
             return Declined(outcome, claimed)
 
@@ -150,12 +161,13 @@ async def _reason_to_leave(storage: Storage, row: ResponseRow | None, request: C
         return Reason.DELETED
     if row.status in TERMINAL_STATUSES:
         return Reason.TERMINAL
-    if row.owner and not request.claimant.is_current(row.owner) and await _is_alive(storage, row.owner):
+    if row.owner and not request.claimant.is_current(row.owner) and await is_alive(storage, row.owner):
         return Reason.ELSEWHERE
     return None
 
 
-async def _is_alive(storage: Storage, worker_id: str) -> bool:
+async def is_alive(storage: Storage, worker_id: str) -> bool:
+    """True while nobody declared that worker dead; it may have stopped all the same."""
     try:
         return (await storage.ledger.read(worker_id)).state == "open"
     except NotFound:
@@ -224,6 +236,46 @@ async def replace_row(storage: Storage, wanted: ResponseRow, patience: float) ->
     raise AssertionError("unreachable: tenacity returns or raises")
 
 
+async def replace_with_chain(
+    storage: Storage,
+    wanted: ResponseRow,
+    change: Callable[[ChainRow], ChainRow],
+    patience: float,
+    *,
+    known: ChainRow | None = None,
+) -> tuple[ResponseRow, ChainRow]:
+    """CAS of a row together with its chain, which may change any number of times before; both as they are then.
+
+    `known` is the chain as last read, if it was.
+
+    Raises:
+        OwnershipLost: The row was changed by another; the error holds it as it is now.
+        StorageUnavailable: No answer for `patience` seconds; the outcome is unknown.
+    """
+    mark = uuid.uuid4().hex
+    chain = known
+    async for attempt in patiently(patience):
+        with attempt:
+            while True:
+                if chain is None:
+                    chain = await storage.chains.read(wanted.partition_key, chain_key(wanted))
+                try:
+                    return await storage.chains.replace_row(wanted, change(chain), mark=mark)
+                except ChainMoved:
+                    chain = None
+                except (PreconditionFailed, NotFound) as refusal:
+                    _log.warning(
+                        "response %s: storage refused a status write of generation %d", wanted.id, wanted.generation
+                    )
+                    raise OwnershipLost(await read_row(storage, wanted.partition_key, wanted.id)) from refusal
+    raise AssertionError("unreachable: tenacity returns or raises")
+
+
+def chain_key(row: ResponseRow) -> str:
+    """The chain of a response: its partition's, or its own."""
+    return CHAIN_ROW if row.turn else own_chain_key(row.id)
+
+
 async def read_row(storage: Storage, partition_key: str, response_id: str) -> ResponseRow | None:
     """The row as it stands, or None."""
     try:
@@ -239,7 +291,14 @@ class Ownership:
     """
 
     def __init__(
-        self, storage: Storage, settings: EngineSettings, row: ResponseRow, end: LogEnd, *, recovery: bool
+        self,
+        storage: Storage,
+        settings: EngineSettings,
+        row: ResponseRow,
+        end: LogEnd,
+        *,
+        recovery: bool,
+        chain: ChainRow | None = None,
     ) -> None:
         self._storage = storage
         self._settings = settings
@@ -248,6 +307,9 @@ class Ownership:
         self.blocks = end.blocks
         self.last_sequence = end.last_sequence
         self.log_closed = end.closed
+        self.chain = chain
+        """The chain as this owner last saw it."""
+        self._writing = asyncio.Lock()  # a write begins from the etag of the one before it
         self.is_recovery = recovery
         """True if a handler may have been entered for this response before."""
 
@@ -312,15 +374,45 @@ class Ownership:
         """Persist a snapshot to resume from (R11): the old one or the new one is found, never a mixture."""
         await self._write(snapshot=await self._put("snapshot", snapshot))
 
-    async def finish(self, status: str, snapshot: bytes, *, completed_at: int | None, error_code: str) -> None:
-        """Decide the outcome, once (V1). The terminal frame follows with `append`: the lease stays ours."""
-        await self._write(
-            status=status,
-            snapshot=await self._put("snapshot", snapshot),
-            completed_at=completed_at,
-            error_code=error_code,
-            last_sequence=self.last_sequence,
-        )
+    async def read_chain(self) -> ChainRow:
+        """The chain of this response, read if this owner did not yet."""
+        if self.chain is None:
+            self.chain = await self._storage.chains.read(self.row.partition_key, chain_key(self.row))
+        return self.chain
+
+    async def keep(self, metadata: bytes) -> None:
+        """Store what the turns of the chain keep for one another (S7); refused like every status write."""
+        await self._write_with_chain(lambda chain: replace(chain, metadata=metadata))
+
+    async def finish(
+        self,
+        status: str,
+        snapshot: bytes,
+        *,
+        completed_at: int | None,
+        error_code: str,
+        metadata: bytes | None = None,
+    ) -> None:
+        """Decide the outcome, once (V1), and with it whose turn is next. The lease stays ours.
+
+        The terminal frame follows with `append`. `metadata` is stored with the outcome.
+        """
+        changes = {
+            "status": status,
+            "snapshot": await self._put("snapshot", snapshot),
+            "completed_at": completed_at,
+            "error_code": error_code,
+            "last_sequence": self.last_sequence,
+        }
+        if not self.row.turn:  # a chain of its own is over
+            await self._write(**changes)
+            return
+
+        def leave(chain: ChainRow) -> ChainRow:
+            left = chain.without_turn(self.row.id)
+            return left if metadata is None else replace(left, metadata=metadata)
+
+        await self._write_with_chain(leave, **changes)
 
     async def hand_over(self, *, graceful: bool) -> None:
         """Leave the run to whoever claims next, at once and without suspicion.
@@ -341,4 +433,15 @@ class Ownership:
         raise AssertionError("unreachable: tenacity returns or raises")
 
     async def _write(self, **changes: Any) -> None:
-        self.row = await replace_row(self._storage, replace(self.row, **changes), self._settings.finish_patience)
+        async with self._writing:
+            self.row = await replace_row(self._storage, replace(self.row, **changes), self._settings.finish_patience)
+
+    async def _write_with_chain(self, change: Callable[[ChainRow], ChainRow], **changes: Any) -> None:
+        async with self._writing:
+            self.row, self.chain = await replace_with_chain(
+                self._storage,
+                replace(self.row, **changes),
+                change,
+                self._settings.finish_patience,
+                known=self.chain,
+            )

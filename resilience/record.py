@@ -3,7 +3,7 @@
 Format: one JSON object, version 1. It is made once, at acceptance, and read by every entry, the first included, so
 that a recovered handler cannot see anything else than the first one did. It is immutable.
 
-    {"v": 1, "response_id", "created_at", "accepted_ms", "principal", "request", "client_headers", "query_parameters",
+    {"v": 1, "response_id", "created_at", "principal", "request", "client_headers", "query_parameters",
     "agent_reference"}
 """
 
@@ -31,7 +31,6 @@ class _Stored(BaseModel):
     v: int
     response_id: str
     created_at: int
-    accepted_ms: int = 0
     principal: str
     request: dict[str, Any]
     client_headers: dict[str, str]
@@ -45,7 +44,6 @@ class RequestRecord:
 
     response_id: str
     created_at: int
-    accepted_ms: int = 0
     principal: str
     request: dict[str, Any]
     client_headers: dict[str, str]
@@ -75,7 +73,6 @@ class RequestRecord:
                 "v": VERSION,
                 "response_id": self.response_id,
                 "created_at": self.created_at,
-                "accepted_ms": self.accepted_ms,
                 "principal": self.principal,
                 "request": self.request,
                 "client_headers": self.client_headers,

@@ -3,6 +3,7 @@
 Or by whoever finds it dead.
 """
 
+from protocol.response import TERMINAL_STATUSES
 from resilience.dispatch import Disposition
 from resilience.record import RequestRecord
 from storage.payloads import StoredPayload
@@ -21,9 +22,13 @@ def first_row(
         background=disposition.runs_in_background,
         stream=bool(record.request.get("stream")),
         created_at=record.created_at,
-        accepted_ms=record.accepted_ms,
         conversation=record.conversation,
         previous_response_id=record.previous_response_id,
         principal=record.principal,
         request=request,
     )
+
+
+def is_unseen(row: ResponseRow) -> bool:
+    """True for a foreground response in flight, of which nobody is told (B16); only turns of a chain have a row."""
+    return not row.background and row.status not in TERMINAL_STATUSES

@@ -27,11 +27,41 @@ class Running(Protocol):
     def cancelled(self, row: ResponseRow) -> None:
         """Its outcome was decided by a client's cancel."""
 
+    def steered(self, pending: int) -> None:
+        """So many turns of its chain wait behind it (S3)."""
+
     def hand_over(self) -> None:
         """It has to leave this process: within its grace it ends, or another worker goes on."""
 
     async def ended(self) -> None:
         """Wait until this process has nothing more to do with it."""
+
+
+class AwaitedTurns:
+    """Foreground turns of this process that wait for their chain: told at once when a turn before them ends here."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, asyncio.Event] = {}
+
+    async def wait(self, response_id: str, timeout: float) -> None:
+        """Wait until that turn is told, or the seconds are over; either way the chain's row has to be looked at."""
+        event = self._waiting.setdefault(response_id, asyncio.Event())
+        try:
+            await asyncio.wait_for(event.wait(), timeout)
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting.pop(response_id, None)
+
+    def tell(self, response_id: str) -> None:
+        """It may be that turn's time."""
+        event = self._waiting.get(response_id)
+        if event is not None:
+            event.set()
+
+
+def never(key: str, response_id: str) -> None:
+    """Start no run here ahead of its start message."""
 
 
 def unix_time() -> int:
@@ -51,6 +81,9 @@ class Runtime:
     now: Callable[[], int] = unix_time
     running: dict[str, Running] = field(default_factory=dict)
     """Runs of this process by response id."""
+    turns: AwaitedTurns = field(default_factory=AwaitedTurns)
+    start_soon: Callable[[str, str], None] = never
+    """Runs a response, given its partition key and id, ahead of the start message that was sent for it."""
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def spawn[T](self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from storage.chains import Chains
 from storage.clock import Clock
 from storage.driver import StorageDriver
 from storage.idempotency import IdempotencyKeys
@@ -143,6 +144,7 @@ class Storage:
     seam: Seam
     log: EventLog
     rows: ResponseRows
+    chains: Chains
     payloads: Payloads
     ledger: WorkerLedgers
     keys: IdempotencyKeys
@@ -158,6 +160,7 @@ class Storage:
             seam=passed,
             log=EventLog(driver, passed),
             rows=ResponseRows(driver, passed),
+            chains=Chains(driver, passed),
             payloads=Payloads(driver, passed),
             ledger=WorkerLedgers(driver, passed),
             keys=IdempotencyKeys(driver, passed),

@@ -32,6 +32,10 @@ class PreconditionFailed(StorageError):
     """Storage refused the write: another etag, position, lease or pop receipt is in force."""
 
 
+class ChainMoved(StorageError):
+    """The chain was changed by another turn meanwhile; the response that was to change with it was not."""
+
+
 class LeaseHeld(StorageError):
     """Somebody else holds a lease on the blob."""
 

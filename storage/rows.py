@@ -34,7 +34,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseRow:
-    """A response as stored. Times are seconds since the epoch; -1 stands for a length or number not yet known."""
+    """A response as stored. Times are seconds since the epoch; -1 stands for a length or number not yet known.
+
+    `turn` is its place in the chain of its partition, 0 for none; `steered`: it had to wait for its turn (S3).
+    """
 
     partition_key: str
     id: str
@@ -51,12 +54,12 @@ class ResponseRow:
     last_sequence: int = -1
     log_length: int = -1
     created_at: int
-    accepted_ms: int = 0
     completed_at: int | None = None
     error_code: str = ""
     conversation: str = ""
     previous_response_id: str = ""
-    chain_id: str = ""
+    turn: int = 0
+    steered: bool = False
     request: StoredPayload
     snapshot: StoredPayload | None = None
     principal: str = ""
@@ -85,12 +88,12 @@ def row_properties(row: ResponseRow) -> dict[str, Value | None]:
         "last_sequence": row.last_sequence,
         "log_length": row.log_length,
         "created_at": row.created_at,
-        "accepted_ms": row.accepted_ms,
         "completed_at": row.completed_at,
         "error_code": row.error_code,
         "conversation": row.conversation,
         "previous_response_id": row.previous_response_id,
-        "chain_id": row.chain_id,
+        "turn": row.turn,
+        "steered": row.steered,
         "request_inline": row.request.inline,
         "request_blob": row.request.blob,
         "snapshot_inline": row.snapshot.inline if row.snapshot else None,
@@ -121,12 +124,12 @@ def row_from_entity(entity: Entity) -> ResponseRow:
         last_sequence=read.integer("last_sequence", -1),
         log_length=read.integer("log_length", -1),
         created_at=read.integer("created_at", None),
-        accepted_ms=read.integer("accepted_ms", 0),
         completed_at=None if completed_at < 0 else completed_at,
         error_code=read.text("error_code"),
         conversation=read.text("conversation"),
         previous_response_id=read.text("previous_response_id"),
-        chain_id=read.text("chain_id"),
+        turn=read.integer("turn", 0),
+        steered=read.flag("steered", False),
         request=request if request is not None else StoredPayload(inline=b""),
         snapshot=read.payload("snapshot"),
         principal=read.text("principal"),

@@ -1,0 +1,105 @@
+"""Conversation chains: who may join one, whose turn it is, and what happens when a turn ends (S1 to S5).
+
+A chain's turns share a partition, so that its row changes in one transaction with the row of the turn that joins or
+ends, and that transaction decides every race. A turn takes part in the chain of its partition if it is stored and has
+a conversation, or if chains are steerable; every other response is a chain of its own.
+
+- *Join*: the row of the response is inserted together with the chain. Nothing runs: it becomes the active turn.
+  Something runs: it is refused (`ConversationLocked`), or waits if chains are steerable.
+- *End*: the row gets its outcome together with the chain, and the oldest turn that waits becomes the active one. So an
+  active turn never has an outcome, and a waiting one is never forgotten.
+- *Start of the next*: a start message for a background turn; a foreground one is looked for by its own request. Who
+  ended the turn sends it, after its handler is gone; a crash in between is found through that worker's ledger, whose
+  entry is closed after it, and whoever meets a finished turn sends it again (`revive`).
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from protocol.errors import ConversationForkNotSupported, ConversationLocked, ConversationQueueFull
+from resilience.dispatch import Disposition
+from resilience.options import ResponsesServerOptions
+from resilience.placement import tenant_in
+from resilience.record import RequestRecord
+from resilience.runtime import Runtime
+from storage.chains import ChainRow
+
+MAX_PENDING = 9
+"""Turns that may wait in one chain (S5)."""
+
+_ID_LENGTH = 32
+
+
+def takes_part(record: RequestRecord, disposition: Disposition, options: ResponsesServerOptions) -> bool:
+    """True for a turn of its partition's chain, false for a response that is a chain of its own."""
+    stored = disposition is not Disposition.TRANSIENT
+    return stored and (bool(record.conversation) or options.steerable_conversations)
+
+
+def chain_id(partition_key: str, record: RequestRecord, options: ResponsesServerOptions) -> str:
+    """The opaque id that all turns of a chain share (S1), the same in every attempt and on every worker."""
+    shared = record.conversation or options.steerable_conversations
+    text = partition_key if shared else f"{partition_key}/{record.response_id}"
+    return f"chain_{hashlib.sha256(text.encode()).hexdigest()[:_ID_LENGTH]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """A turn's place in its chain, as long as nobody changes the chain."""
+
+    chain: ChainRow
+    number: int
+    waits: bool
+
+
+def join(chain: ChainRow, record: RequestRecord, options: ResponsesServerOptions, *, foreground: bool) -> Joining:
+    """The chain with this turn.
+
+    Raises:
+        ConversationForkNotSupported: The turn continues another one than the chain's last (S4).
+        ConversationLocked: Another turn runs, and chains are not steerable (S2).
+        ConversationQueueFull: `MAX_PENDING` turns wait already (S5).
+    """
+    previous = record.previous_response_id
+    # A chain that is not stored yet begins with what was made before chains were steerable.
+    if previous and chain.etag and previous not in (chain.last, chain.alternate):
+        raise ConversationForkNotSupported
+    if chain.active is not None:
+        if not options.steerable_conversations:
+            raise ConversationLocked
+        if len(chain.pending) >= MAX_PENDING:
+            raise ConversationQueueFull
+    joined = chain.with_turn(record.response_id, foreground=foreground)
+    return Joining(joined, joined.turns, chain.active is not None)
+
+
+async def read_for(runtime: Runtime, partition_key: str, record: RequestRecord) -> ChainRow:
+    """The chain that a new turn joins; the first turn of a fresh partition needs no look."""
+    if record.conversation or record.previous_response_id:
+        return await runtime.storage.chains.read(partition_key)
+    return ChainRow(partition_key=partition_key)
+
+
+def steer(runtime: Runtime, chain: ChainRow) -> None:
+    """Tell the active turn, if it runs in this process, that others wait behind it (S3)."""
+    if chain.active is None or not chain.pending:
+        return
+    running = runtime.running.get(chain.active.id)
+    if running is not None:
+        running.steered(len(chain.pending))
+
+
+async def start_active(runtime: Runtime, chain: ChainRow | None) -> None:
+    """Start the turn that may run now. Sent twice it does no harm: a claim decides."""
+    if chain is None or chain.active is None:
+        return
+    if chain.active.foreground:
+        runtime.turns.tell(chain.active.id)
+        return
+    await runtime.storage.work.send_start(tenant_in(chain.partition_key), chain.active.id)
+    runtime.start_soon(chain.partition_key, chain.active.id)
+
+
+async def revive(runtime: Runtime, partition_key: str) -> None:
+    """Start the active turn of a chain one of whose turns was found finished: who ended it may have died before."""
+    await start_active(runtime, await runtime.storage.chains.read(partition_key))

@@ -1,0 +1,270 @@
+"""What storage has of a foreground run: an entry in the ledger, and at its end the row.
+
+`ForegroundRecord`: nothing but the ledger's entry until the end, when the row is inserted, once. If somebody who
+thought this worker dead was faster, his outcome is the outcome.
+
+`TurnRecord`, for a turn of a chain: its row was inserted when it joined, and nobody is shown it before its end. The
+outcome leaves the chain in the same transaction. The entry is closed after the next turn was started, so that a crash
+in between is found.
+"""
+
+import asyncio
+import logging
+import uuid
+from dataclasses import replace
+from typing import Any
+
+from protocol import jsonio
+from protocol.response import TERMINAL_STATUSES, failed
+from resilience import chain as chains
+from resilience.dispatch import Disposition
+from resilience.idempotency import RequestKey
+from resilience.ownership import OwnershipLost, read_row, replace_row, replace_with_chain
+from resilience.record import RequestRecord
+from resilience.retry import patiently
+from resilience.rows import first_row
+from resilience.run_entries import ForegroundEntry, close_run, open_foreground
+from resilience.runtime import Runtime
+from storage.chains import ChainRow
+from storage.errors import AlreadyExists, ChainMoved, PreconditionFailed, StorageError, StorageUnavailable
+from storage.rows import ResponseRow
+
+_log = logging.getLogger("resilience.run")
+
+STORAGE_RETRY_SECONDS = 2.0
+
+_TURN_POLL = 0.25
+"""Seconds between two looks at the chain by a turn that waits for one of another process."""
+
+
+class ForegroundRecord:
+    """The stored side of a foreground run that is a chain of its own, or is not stored at all."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        key: str,
+        record: RequestRecord,
+        disposition: Disposition,
+        *,
+        entry: ForegroundEntry | None = None,
+        request_key: RequestKey | None = None,
+    ) -> None:
+        self._runtime = runtime
+        self._key = key
+        self._record = record
+        self._disposition = disposition
+        self._entry = entry
+        self._request_key = request_key
+        self._storing: asyncio.Task[None] | None = None
+        self.is_stored = disposition is Disposition.FOREGROUND
+
+    @property
+    def worker_id(self) -> str:
+        """The worker id that answers for the run, "" if nothing is recorded of it."""
+        return self._entry.worker_id if self._entry else ""
+
+    async def open(self) -> None:
+        """Make the run durable in the ledger (R1).
+
+        Raises:
+            StorageUnavailable: It is not.
+        """
+        if self.is_stored and self._entry is None:
+            self._entry = await open_foreground(self._runtime, self._key, self._record)
+
+    async def finish(self, snapshot: dict[str, Any], last_sequence: int, *, seen: bool) -> dict[str, Any]:
+        """Store the outcome; what counts is the row that stands in the end.
+
+        `seen`: the client is there and learns of it. Else its chain can be continued without it as well.
+        """
+        if not self.is_stored:
+            return snapshot
+        patience = self._runtime.settings.finish_patience
+        try:
+            return await self._write(snapshot, last_sequence, uuid.uuid4().hex, patience, seen)
+        except StorageUnavailable:
+            _log.exception("response %s: the outcome could not be stored", self._record.response_id)
+        snapshot = failed(snapshot, "storage_error", "The storage did not answer while the response was finished.")
+        # R14: the client hears of it now, the record follows as soon as storage answers.
+        stubborn = self._write_stubbornly(snapshot, last_sequence, seen)
+        self._storing = self._runtime.spawn(stubborn, f"storing-{self._record.response_id}")
+        return snapshot
+
+    async def drop(self) -> None:
+        """It was refused before it began: nothing is recorded, and nothing a key could stand for (I1)."""
+        if self._request_key is not None:
+            await self._request_key.release(self._record.response_id)
+
+    async def leave(self) -> None:
+        """The handler is gone: nothing is left to do for this run if this worker dies, once its outcome is stored."""
+        if self._storing is None:
+            await self._close()
+        else:
+            self._runtime.spawn(self._leave_later(self._storing), f"leaving-{self._record.response_id}")
+
+    async def _leave_later(self, storing: asyncio.Task[None]) -> None:
+        await asyncio.wait({storing})
+        await self._close()
+
+    async def _close(self) -> None:
+        if self._entry is not None:
+            close_run(self._runtime, self._entry.worker_id, self._record.response_id)
+
+    async def _write_stubbornly(self, snapshot: dict[str, Any], last_sequence: int, seen: bool) -> None:
+        """The record of what the client was told already, even over a write of ours that nobody heard of (W4)."""
+        patience = self._runtime.settings.finish_patience
+        while True:
+            try:
+                stored = await self._write(snapshot, last_sequence, uuid.uuid4().hex, patience, seen)
+                if stored["status"] != snapshot["status"]:
+                    await self._overwrite(snapshot)
+                return
+            except (StorageUnavailable, OwnershipLost):
+                await asyncio.sleep(STORAGE_RETRY_SECONDS)
+
+    async def _overwrite(self, snapshot: dict[str, Any]) -> None:
+        storage, settings = self._runtime.storage, self._runtime.settings
+        row = await storage.rows.read(self._key, self._record.response_id)
+        if row.deleted:
+            return
+        stored = await storage.payloads.put(self._key, row.id, "snapshot", jsonio.dumps(snapshot))
+        told = replace(
+            row,
+            status=snapshot["status"],
+            snapshot=stored,
+            completed_at=None,
+            error_code=str(snapshot["error"]["code"]),
+        )
+        await replace_row(storage, told, settings.finish_patience)
+
+    async def _write(
+        self, snapshot: dict[str, Any], last_sequence: int, mark: str, patience: float, seen: bool
+    ) -> dict[str, Any]:
+        assert self._entry is not None  # opened before anything could end
+        row = first_row(self._key, self._record, self._disposition, self._entry.request)
+        async for attempt in patiently(patience):
+            with attempt:
+                row = await self._with_outcome(row, snapshot, last_sequence)
+                try:
+                    await self._runtime.storage.rows.insert(row, mark=mark)
+                except AlreadyExists:
+                    stands = await self._runtime.storage.rows.read(self._key, self._record.response_id)
+                    return await self._snapshot_in(stands)
+        return snapshot
+
+    async def _with_outcome(self, row: ResponseRow, snapshot: dict[str, Any], last_sequence: int) -> ResponseRow:
+        stored = await self._runtime.storage.payloads.put(
+            self._key, self._record.response_id, "snapshot", jsonio.dumps(snapshot)
+        )
+        error = snapshot.get("error")
+        return replace(
+            row,
+            status=snapshot["status"],
+            snapshot=stored,
+            generation=1,
+            attempt=1,
+            completed_at=snapshot.get("completed_at"),
+            error_code=str(error["code"]) if isinstance(error, dict) else "",
+            last_sequence=last_sequence,
+        )
+
+    async def _snapshot_in(self, row: ResponseRow) -> dict[str, Any]:
+        if row.snapshot is None:
+            raise StorageError("A finished response has no snapshot.")
+        snapshot: dict[str, Any] = jsonio.loads(await self._runtime.storage.payloads.get(row.snapshot))
+        return snapshot
+
+
+class TurnRecord(ForegroundRecord):
+    """The stored side of a foreground run that is a turn of a chain."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        record: RequestRecord,
+        row: ResponseRow,
+        chain: ChainRow,
+        entry: ForegroundEntry,
+        request_key: RequestKey | None = None,
+    ) -> None:
+        super().__init__(
+            runtime, row.partition_key, record, Disposition.FOREGROUND, entry=entry, request_key=request_key
+        )
+        self.row = row
+        self.chain = chain
+        self.unkept: bytes | None = None
+        """The chain's metadata that goes with the outcome."""
+
+    @property
+    def is_active(self) -> bool:
+        """True once it is this turn's turn."""
+        return self.chain.active is not None and self.chain.active.id == self.row.id
+
+    async def look(self) -> dict[str, Any] | None:
+        """Wait a little for this turn's turn; the response, if its outcome was decided elsewhere meanwhile."""
+        await self._runtime.turns.wait(self.row.id, _TURN_POLL)
+        try:
+            chain = await self._runtime.storage.chains.read(self._key)
+            if chain.turn(self.row.id) is not None:
+                self.chain = chain
+                return None
+            # This worker was declared dead, and the turn with it.
+            row = await read_row(self._runtime.storage, self._key, self.row.id)
+        except StorageUnavailable:
+            return None  # it is looked at again in a moment
+        if row is None or row.status not in TERMINAL_STATUSES:
+            raise StorageError("A turn left its chain without an outcome.")
+        return await self._snapshot_in(row)
+
+    async def keep(self, metadata: bytes) -> None:
+        """Store what the turns of the chain keep for one another (S7); refused once another decided the outcome."""
+        self.row, self.chain = await replace_with_chain(
+            self._runtime.storage,
+            self.row,
+            lambda chain: replace(chain, metadata=metadata),
+            self._runtime.settings.finish_patience,
+            known=self.chain,
+        )
+
+    async def drop(self) -> None:
+        while True:
+            chain = self.chain.without_turn(self.row.id, retract=True)
+            try:
+                await self._runtime.storage.chains.delete_row(self.row, chain)
+                break
+            except ChainMoved:
+                self.chain = await self._runtime.storage.chains.read(self._key)
+            except PreconditionFailed:
+                break  # another decided the outcome, and took the turn out of the chain
+        await super().drop()
+
+    async def _close(self) -> None:
+        """Start the next turn; the entry stays open until that is done."""
+        while True:
+            try:
+                await chains.revive(self._runtime, self._key)
+                break
+            except StorageUnavailable:
+                await asyncio.sleep(STORAGE_RETRY_SECONDS)
+        await super()._close()
+
+    async def _write(
+        self, snapshot: dict[str, Any], last_sequence: int, mark: str, patience: float, seen: bool
+    ) -> dict[str, Any]:
+        def leave(chain: ChainRow) -> ChainRow:
+            left = chain.without_turn(self.row.id, retract=not seen)
+            return left if self.unkept is None else replace(left, metadata=self.unkept)
+
+        async for attempt in patiently(patience):
+            with attempt:
+                wanted = await self._with_outcome(self.row, snapshot, last_sequence)
+        try:
+            self.row, self.chain = await replace_with_chain(
+                self._runtime.storage, wanted, leave, patience, known=self.chain
+            )
+        except OwnershipLost as lost:
+            if lost.row is None or lost.row.status not in TERMINAL_STATUSES:
+                raise
+            return await self._snapshot_in(lost.row)
+        return snapshot

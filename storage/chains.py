@@ -1,0 +1,251 @@
+"""The chain row: whose turn it is in a conversation chain, and what its turns keep for one another.
+
+Format: table `responses`, partition of the chain's responses, row `chain` for the chain of that partition (its
+turns share it) or `chain-{response id}` for a response that is a chain of its own. Properties: `v`, `last` and
+`alternate` (response ids, "" for none), `turns` (how many were ever admitted), `active` and `pending` (JSON lists of
+`[id, number, foreground, previous]`, oldest first; `active` has at most one), `metadata` (the handlers' values, JSON).
+Concurrency: every change is a compare-and-swap on the etag, and goes with the change of the response that causes it
+in one transaction: both are stored or neither. Each write carries a mark, by which a refused repetition of a write
+that was stored is known (see `storage.rows`).
+"""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import orjson
+
+from storage.driver import RESPONSES, Delete, Entity, Insert, StorageDriver, TableOperation, Update, Value
+from storage.errors import AlreadyExists, ChainMoved, MalformedRecord, NotFound, PreconditionFailed
+from storage.rows import ResponseRow, row_key, row_properties
+from storage.seam import Operation, Seam
+
+CHAIN_VERSION = 1
+CHAIN_ROW = "chain"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn that runs or waits. `previous` is the chain's last turn when this one was admitted."""
+
+    id: str
+    number: int
+    foreground: bool
+    previous: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainRow:
+    """A chain as stored; without an etag it is not stored yet.
+
+    Attributes:
+        last: The newest turn, which the next one has to continue.
+        alternate: A turn that may be continued as well: it was the newest, and its client may never have heard of it.
+        active: The turn whose handler may run.
+        pending: The turns that wait for it, in their order.
+        turns: How many turns were ever admitted.
+    """
+
+    partition_key: str
+    key: str = CHAIN_ROW
+    etag: str = ""
+    last: str = ""
+    alternate: str = ""
+    active: Turn | None = None
+    pending: tuple[Turn, ...] = ()
+    turns: int = 0
+    metadata: bytes = b""
+
+    def with_turn(self, response_id: str, *, foreground: bool) -> "ChainRow":
+        """The chain with one more turn: it runs if nothing else does, else it waits."""
+        turn = Turn(response_id, self.turns + 1, foreground, self.last)
+        joined = replace(self, last=response_id, alternate="", turns=turn.number)
+        if self.active is None:
+            return replace(joined, active=turn)
+        return replace(joined, pending=(*self.pending, turn))
+
+    def without_turn(self, response_id: str, *, retract: bool = False) -> "ChainRow":
+        """The chain after a turn ended; if it ran, the oldest that waits may.
+
+        `retract`: its client may not know of it. So the one before it can be continued again, if nothing followed.
+        """
+        turn = self.turn(response_id)
+        if turn is None:
+            return self
+        chain = self
+        if retract and self.last == response_id:
+            chain = replace(chain, last=turn.previous, alternate=response_id)
+        if self.active == turn:
+            return replace(chain, active=self.pending[0] if self.pending else None, pending=self.pending[1:])
+        return replace(chain, pending=tuple(each for each in self.pending if each != turn))
+
+    def turn(self, response_id: str) -> Turn | None:
+        """The turn of that response, if it runs or waits."""
+        return next((turn for turn in self.unfinished if turn.id == response_id), None)
+
+    @property
+    def unfinished(self) -> tuple[Turn, ...]:
+        """The turns that run or wait, in their order."""
+        return self.pending if self.active is None else (self.active, *self.pending)
+
+
+def own_chain_key(response_id: str) -> str:
+    """The RowKey of the chain that one response is for itself."""
+    return f"{CHAIN_ROW}-{response_id}"
+
+
+def chain_properties(chain: ChainRow) -> dict[str, Value | None]:
+    """A chain as table properties."""
+    return {
+        "v": CHAIN_VERSION,
+        "last": chain.last,
+        "alternate": chain.alternate,
+        "turns": chain.turns,
+        "active": _listed(() if chain.active is None else (chain.active,)),
+        "pending": _listed(chain.pending),
+        "metadata": chain.metadata,
+    }
+
+
+def chain_from_entity(entity: Entity) -> ChainRow:
+    """A table row as a `ChainRow`. Raises `MalformedRecord`."""
+    properties: Mapping[str, Value] = entity.properties
+    metadata = properties.get("metadata", b"")
+    turns = properties.get("turns", 0)
+    try:
+        active = _turns(properties.get("active", "[]"))
+        pending = _turns(properties.get("pending", "[]"))
+    except (ValueError, TypeError) as error:
+        raise MalformedRecord(f"The chain {entity.partition_key}/{entity.row_key} has unusable turns.") from error
+    if not isinstance(metadata, bytes) or not isinstance(turns, int):
+        raise MalformedRecord(f"The chain {entity.partition_key}/{entity.row_key} cannot be used.")
+    return ChainRow(
+        partition_key=entity.partition_key,
+        key=entity.row_key,
+        etag=entity.etag,
+        last=str(properties.get("last", "")),
+        alternate=str(properties.get("alternate", "")),
+        active=active[0] if active else None,
+        pending=pending,
+        turns=turns,
+        metadata=metadata,
+    )
+
+
+def _listed(turns: tuple[Turn, ...]) -> str:
+    return orjson.dumps([[turn.id, turn.number, turn.foreground, turn.previous] for turn in turns]).decode()
+
+
+def _turns(text: Value) -> tuple[Turn, ...]:
+    return tuple(
+        Turn(str(response_id), int(number), bool(foreground), str(previous))
+        for response_id, number, foreground, previous in orjson.loads(str(text))
+    )
+
+
+class Chains:
+    """The chain rows, and the changes of a response and its chain in one transaction."""
+
+    def __init__(self, driver: StorageDriver, seam: Seam) -> None:
+        self._driver = driver
+        self._seam = seam
+
+    async def read(self, partition_key: str, key: str = CHAIN_ROW) -> ChainRow:
+        """The chain; an empty one where none is stored. Raises `MalformedRecord`."""
+        call = self._driver.get_entity(RESPONSES, partition_key, key)
+        try:
+            return chain_from_entity(await self._seam.run(Operation.CHAIN_READ, call))
+        except NotFound:
+            return ChainRow(partition_key=partition_key, key=key)
+
+    async def replace(self, chain: ChainRow) -> ChainRow:
+        """Write a chain alone if its etag is still `chain.etag`. Raises `ChainMoved`."""
+        mark = uuid.uuid4().hex
+        try:
+            etags = await self._seam.run(
+                Operation.CHAIN_REPLACE, self._driver.transact(RESPONSES, [_chain_operation(chain, mark)])
+            )
+            return replace(chain, etag=etags[0])
+        except (AlreadyExists, PreconditionFailed, NotFound) as refusal:
+            call = self._driver.get_entity(RESPONSES, chain.partition_key, chain.key)
+            try:
+                entity = await self._seam.run(Operation.CHAIN_CONFIRM, call)
+            except NotFound:
+                raise ChainMoved from refusal
+            if entity.properties.get("mark") != mark:
+                raise ChainMoved from refusal
+            return replace(chain, etag=entity.etag)
+
+    async def insert_row(self, row: ResponseRow, chain: ChainRow, *, mark: str) -> tuple[ResponseRow, ChainRow]:
+        """Insert a response and write its chain, both or neither; both with their new etags.
+
+        Raises `AlreadyExists` when the response is there already, `ChainMoved` when the chain was changed.
+        """
+        operation = Insert(row.partition_key, row_key(row.id), row_properties(row) | {"mark": mark})
+        return await self._change(Operation.ROW_INSERT, operation, row, chain, mark)
+
+    async def replace_row(self, row: ResponseRow, chain: ChainRow, *, mark: str) -> tuple[ResponseRow, ChainRow]:
+        """Write a response and its chain, both or neither; both with their new etags.
+
+        Raises `PreconditionFailed` when the response was changed, `NotFound` when it is gone, `ChainMoved` when only
+        the chain was changed.
+        """
+        operation = Update(row.partition_key, row_key(row.id), row_properties(row) | {"mark": mark}, row.etag)
+        return await self._change(Operation.ROW_REPLACE, operation, row, chain, mark)
+
+    async def delete_row(self, row: ResponseRow, chain: ChainRow) -> None:
+        """Delete a response and write its chain, both or neither.
+
+        Raises `PreconditionFailed`, `NotFound`, `ChainMoved` as `replace_row` does.
+        """
+        operation = Delete(row.partition_key, row_key(row.id), row.etag)
+        await self._change(Operation.ROW_DELETE, operation, row, chain, uuid.uuid4().hex)
+
+    async def delete(self, partition_key: str, key: str) -> None:
+        """Delete a chain, if there is one."""
+        call = self._driver.delete_entity(RESPONSES, Delete(partition_key, key))
+        try:
+            await self._seam.run(Operation.CHAIN_DELETE, call)
+        except NotFound:
+            pass
+
+    async def _change(
+        self, name: Operation, operation: TableOperation, row: ResponseRow, chain: ChainRow, mark: str
+    ) -> tuple[ResponseRow, ChainRow]:
+        operations = [operation, _chain_operation(chain, mark)]
+        try:
+            etags = await self._seam.run(name, self._driver.transact(RESPONSES, operations))
+            return replace(row, etag=etags[0]), replace(chain, etag=etags[1])
+        except (AlreadyExists, PreconditionFailed, NotFound) as refusal:
+            return await self._told_apart(operation, row, chain, mark, refusal)
+
+    async def _told_apart(
+        self,
+        operation: TableOperation,
+        row: ResponseRow,
+        chain: ChainRow,
+        mark: str,
+        refusal: AlreadyExists | PreconditionFailed | NotFound,
+    ) -> tuple[ResponseRow, ChainRow]:
+        """What a refused transaction means: done already, the response was changed, or only the chain was."""
+        call = self._driver.get_entity(RESPONSES, row.partition_key, row_key(row.id))
+        try:
+            entity = await self._seam.run(Operation.ROW_CONFIRM, call)
+        except NotFound:
+            if isinstance(operation, Insert):
+                raise ChainMoved from refusal
+            raise
+        if entity.properties.get("mark") == mark:
+            return replace(row, etag=entity.etag), await self.read(chain.partition_key, chain.key)
+        if isinstance(operation, Insert):
+            raise AlreadyExists from refusal
+        if entity.etag != row.etag:
+            raise PreconditionFailed from refusal
+        raise ChainMoved from refusal
+
+
+def _chain_operation(chain: ChainRow, mark: str) -> TableOperation:
+    properties = chain_properties(chain) | {"mark": mark}
+    if not chain.etag:
+        return Insert(chain.partition_key, chain.key, properties)
+    return Update(chain.partition_key, chain.key, properties, chain.etag)
