@@ -16,16 +16,21 @@ from protocol.builders import BuilderOrderError
 from protocol.event_stream import ResponseEventStream
 from protocol.models import CreateResponse
 from resilience.app import ResponsesApp
-from resilience.context import ExitForRecovery, ResponseContext
+from resilience.chain_metadata import ChainMetadataNamespace, ConversationChainMetadata, MetadataTooLarge
+from resilience.context import ExitForRecovery, ResponseContext, ResponseModeFlags
 from resilience.options import ResponsesServerOptions
 from resilience.text_response import TextResponse
 
 __all__ = [
     "BuilderOrderError",
+    "ChainMetadataNamespace",
+    "ConversationChainMetadata",
     "CreateResponse",
     "ExitForRecovery",
+    "MetadataTooLarge",
     "ResponseContext",
     "ResponseEventStream",
+    "ResponseModeFlags",
     "ResponsesApp",
     "ResponsesServerOptions",
     "TextResponse",

@@ -24,7 +24,6 @@ from protocol.errors import ApiError
 from protocol.response import fill_response
 from resilience import chain as chains
 from resilience.chain import Joining
-from resilience.context import ResponseContext
 from resilience.dispatch import Disposition
 from resilience.handler_entry import answer_to
 from resilience.history import History
@@ -33,6 +32,7 @@ from resilience.ownership import Ownership, read_row
 from resilience.placement import tenant_in
 from resilience.record import RequestRecord
 from resilience.rows import first_row
+from resilience.run_context import context_of
 from resilience.run_entries import ForegroundEntry, background_entry, close_run
 from resilience.runtime import Runtime
 from storage.chains import ChainRow
@@ -275,7 +275,7 @@ async def _accepted_snapshot(runtime: Runtime, row: ResponseRow, record: Request
     if acceptor is None:
         return None
     disposition = Disposition(row.disposition)
-    context = ResponseContext(
+    context = context_of(
         record,
         disposition,
         History(runtime.storage, row.partition_key, record, row.turn),

@@ -38,6 +38,7 @@ from resilience.outcome import terminal_frames
 from resilience.ownership import Ownership, OwnershipLost, has_log
 from resilience.placement import tenant_in
 from resilience.record import RequestRecord
+from resilience.run_context import context_of
 from resilience.runtime import Runtime
 from resilience.stamper import Ending, Stamped, Stamper
 from storage.chains import ChainRow
@@ -172,7 +173,7 @@ class BackgroundRun:
         turns = (
             await self._ownership.read_chain() if row.turn or recovery else ChainRow(partition_key=row.partition_key)
         )
-        self._context = ResponseContext(
+        self._context = context_of(
             self._record,
             Disposition(row.disposition),
             History(self._runtime.storage, row.partition_key, self._record, row.turn),

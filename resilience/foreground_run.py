@@ -22,13 +22,13 @@ from protocol.response import cancelled, failed, strip_internal
 from resilience import chain
 from resilience.background_run import GENERIC_FAILURE, settled
 from resilience.chain_metadata import ConversationChainMetadata
-from resilience.context import ResponseContext
 from resilience.dispatch import Disposition
 from resilience.foreground_record import ForegroundRecord, TurnRecord
 from resilience.handler_entry import answer_to, events_of
 from resilience.history import History
 from resilience.outcome import terminal_frames
 from resilience.record import RequestRecord
+from resilience.run_context import context_of
 from resilience.runtime import Runtime
 from resilience.stamper import Ending, Stamper
 from storage.errors import StorageUnavailable
@@ -59,7 +59,7 @@ class ForegroundRun:
         self._finished = asyncio.Event()
         self._base = record.snapshot(runtime.app.options.default_model, "in_progress")
         self._stamper = Stamper(self._base, last_sequence=-1, recovery=False, now=runtime.now)
-        self._context = ResponseContext(
+        self._context = context_of(
             record,
             disposition,
             History(runtime.storage, key, record, self._turn.row.turn if self._turn else 0),

@@ -24,6 +24,10 @@ NOT_COPIED = shutil.ignore_patterns(
 )
 
 
+OTHERS = ("RESPONSES_", "AZURE", "OPENAI_")
+"""Settings that would make it another server than the one that a fresh clone starts."""
+
+
 class Started:
     """A running `make start`."""
 
@@ -34,7 +38,7 @@ class Started:
             self.process = subprocess.Popen(
                 ["make", "start", f"PORT={port}"],
                 cwd=checkout,
-                env={name: value for name, value in os.environ.items() if not name.startswith(("RESPONSES_", "Azure"))},
+                env={name: value for name, value in os.environ.items() if not name.upper().startswith(OTHERS)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

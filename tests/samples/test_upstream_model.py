@@ -10,7 +10,7 @@ import pytest
 from resilience import ResponseContext, ResponseEventStream
 from samples import upstream_model
 from tests.samples.serving import deltas_in, sample_with_model, talking, text_in
-from tests.support.api_server import until
+from tests.support.api_server import ApiServer, until
 from tests.support.stream_oracle import assert_whole
 
 type Events = AsyncIterator[dict[str, Any]]
@@ -86,13 +86,19 @@ async def test_failure_of_the_model_is_a_failed_response_without_its_details(scr
         assert "secret" not in json.dumps(events)
 
 
-async def test_model_without_a_key_is_a_failed_response(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_model_without_a_key_is_a_failed_response() -> None:
+    # Undone before the sample's own settings are: the other way round would bring its key back for good.
     async with sample_with_model(talking) as (asked, server):
-        upstream_model.model.cache_clear()
-        monkeypatch.delenv("OPENAI_API_KEY")
-        monkeypatch.delenv("OPENAI_ADMIN_KEY", raising=False)
-        assert (await server.post(input="x")).json()["status"] == "failed"
-        assert asked.runs == []
+        with pytest.MonkeyPatch.context() as patch:
+            await without_a_key(patch, asked, server)
+
+
+async def without_a_key(patch: pytest.MonkeyPatch, asked: ApiServer, server: ApiServer) -> None:
+    upstream_model.model.cache_clear()
+    patch.delenv("OPENAI_API_KEY")
+    patch.delenv("OPENAI_ADMIN_KEY", raising=False)
+    assert (await server.post(input="x")).json()["status"] == "failed"
+    assert asked.runs == []
 
 
 async def silent(stream: ResponseEventStream, context: ResponseContext, signal: asyncio.Event) -> Events:

@@ -12,6 +12,7 @@ import pytest
 
 from protocol import aio, builders, data_url, event_stream
 from protocol.builders import BuilderLifecycleState
+from resilience import ExitForRecovery, ResponseContext, ResponseModeFlags, ResponsesServerOptions
 from resilience.text_response import TextResponse
 
 SURFACE: dict[str, dict[str, str]] = {
@@ -77,6 +78,27 @@ SURFACE: dict[str, dict[str, str]] = {
     },
     "TextResponse": {
         "__init__": "(context, request, *, text, configure=None)",
+    },
+    "ResponseContext": {
+        "__init__": (
+            "(*, response_id, mode_flags, request=None, created_at=None, provider=None, input_items=None, "
+            "previous_response_id=None, conversation_id=None, history_limit=-1, client_headers=None, "
+            "query_parameters=None, platform_context=None, prefetched_history_ids=None, steerable=False, "
+            "agent_name='', session_id='')"
+        ),
+        "conversation_chain_id": "property",
+        "exit_for_recovery": "()",
+        "get_history": "()",
+        "get_input_items": "(*, resolve_references=True)",
+        "get_input_text": "(*, resolve_references=True)",
+    },
+    "ResponsesServerOptions": {
+        "__init__": (
+            "(*, additional_server_version=None, default_model=None, default_fetch_history_count=-1, "
+            "sse_keep_alive_interval_seconds=None, shutdown_grace_period_seconds=10, create_span_hook=None, "
+            "resilient_background=False, steerable_conversations=False)"
+        ),
+        "sse_keep_alive_enabled": "property",
     },
     "BaseOutputItemBuilder": {
         "__init__": "(stream, output_index, item_id)",
@@ -306,8 +328,11 @@ def ours(name: str) -> Any:
     for module in (event_stream, builders):
         if hasattr(module, name):
             return getattr(module, name)
-    assert name == "TextResponse"
-    return TextResponse
+    return {
+        "TextResponse": TextResponse,
+        "ResponseContext": ResponseContext,
+        "ResponsesServerOptions": ResponsesServerOptions,
+    }[name]
 
 
 def parameters(function: Any) -> Mapping[str, inspect.Parameter]:
@@ -367,3 +392,46 @@ def test_data_url_function_has_its_parameters(member: str) -> None:
 
 def test_lifecycle_states_have_their_names() -> None:
     assert [state.value for state in BuilderLifecycleState] == ["not_started", "added", "done"]
+
+
+BACKGROUND = ResponseModeFlags(stream=True, store=True, background=True)
+
+
+async def test_a_context_made_by_hand_serves_a_handler_in_a_test_of_its_own() -> None:
+    context = ResponseContext(
+        response_id=RESPONSE_ID, mode_flags=BACKGROUND, request={"input": "Hello"}, platform_context="somebody"
+    )
+    assert await context.get_input_text() == "Hello"
+    assert await context.get_history() == []
+    assert (context.principal, context.conversation_chain_id) == ("somebody", RESPONSE_ID)
+    assert not (context.is_recovery or context.is_steered_turn)
+    assert not context.shutdown.is_set()
+    context.conversation_chain_metadata["turns"] = 1
+    await context.conversation_chain_metadata.flush()
+    with pytest.raises(ExitForRecovery):
+        await context.exit_for_recovery()
+
+
+async def test_a_context_made_by_hand_takes_items_and_a_provider() -> None:
+    class Provider:
+        async def items(self, limit: int = -1) -> list[dict[str, Any]]:
+            return [{"type": "message", "id": "earlier", "limit": limit}]
+
+        async def resolve(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [{**item, "resolved": True} for item in items]
+
+    context = ResponseContext(
+        response_id=RESPONSE_ID,
+        mode_flags=ResponseModeFlags(stream=False, store=True, background=False),
+        provider=Provider(),
+        input_items=[{"type": "item_reference", "id": "earlier"}],
+        previous_response_id="resp_before",
+        history_limit=5,
+        steerable=True,
+    )
+    assert await context.get_history() == [{"type": "message", "id": "earlier", "limit": 5}]
+    assert (await context.get_input_items())[0]["resolved"]
+    assert "resolved" not in (await context.get_input_items(resolve_references=False))[0]
+    assert context.conversation_chain_id == "resp_before"
+    with pytest.raises(RuntimeError):
+        await context.exit_for_recovery()
