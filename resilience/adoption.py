@@ -21,7 +21,7 @@ from typing import Any
 
 from protocol import jsonio
 from protocol.response import failed
-from resilience.chain import revive, start_active
+from resilience.chain import revive, start_active, takes_part
 from resilience.dispatch import Disposition
 from resilience.ownership import OwnershipLost, read_row, replace_with_chain
 from resilience.placement import tenant_in
@@ -30,6 +30,7 @@ from resilience.rows import first_row, is_unseen
 from resilience.run_entries import BACKGROUND, FOREGROUND
 from resilience.runtime import Runtime
 from storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError
+from storage.expiry import StoredResponse
 from storage.ledger import LedgerEntry
 from storage.payloads import StoredPayload
 from storage.rows import ResponseRow
@@ -55,19 +56,22 @@ async def adopt(runtime: Runtime, worker_id: str) -> None:
         runtime.worker.own_message_received(worker_id)
         runtime.worker.close(own_id, entry.key)
         return
+    ended: list[StoredResponse] = []
     try:
         if await _mark_dead(runtime, worker_id):
             found = await runtime.storage.ledger.entries(worker_id)
             _log.warning("worker %s is dead: %d open entries", worker_id, len(found))
             for open_entry in found:
                 await _take_care(runtime, open_entry)
+            ended = [_response_of(each) for each in found if each.kind == FOREGROUND]
             await runtime.storage.ledger.wipe(worker_id)
     except StorageError:
         # It is tried again, here or elsewhere: the message comes back, the sweep finds the ledger.
         runtime.worker.close(own_id, entry.key)
         raise
+    # They were this ledger's to note for retention (background runs are their next owner's).
     # Not in a `finally`: what cuts an adoption off, the death of this process, has to leave it open.
-    runtime.worker.close(own_id, entry.key)
+    runtime.worker.close(own_id, entry.key, ended)
 
 
 async def sweep(runtime: Runtime) -> None:
@@ -92,6 +96,10 @@ async def _mark_dead(runtime: Runtime, worker_id: str) -> bool:
             continue  # it changed at this moment: look again
         else:
             return True
+
+
+def _response_of(entry: LedgerEntry) -> StoredResponse:
+    return StoredResponse(str(entry.data.get("key")), str(entry.data.get("id")))
 
 
 async def _take_care(runtime: Runtime, entry: LedgerEntry) -> None:
@@ -125,10 +133,14 @@ async def _record_failure(runtime: Runtime, data: Mapping[str, Any]) -> None:
         row = await read_row(storage, key, response_id)
         if row is None:
             if await _insert_failure(runtime, key, record, request):
+                if takes_part(record, Disposition.FOREGROUND, runtime.app.options):
+                    await revive(
+                        runtime, key, response_id
+                    )  # it may have left its chain, and its row, before its worker died
                 return
         elif not is_unseen(row):
             if row.turn:
-                await revive(runtime, key)  # whoever ended it may have died before it started the next one
+                await revive(runtime, key, response_id)  # whoever ended it may have died before it started the next one
             return
         else:
             try:

@@ -16,7 +16,7 @@ from resilience.background_runs import BackgroundRuns
 from resilience.dispatch import Disposition, decide
 from resilience.foreground_record import ForegroundRecord, TurnRecord
 from resilience.foreground_run import ForegroundRun
-from resilience.idempotency import RequestKey
+from resilience.idempotency import RequestKey, hash_of
 from resilience.outcome import terminal_frames
 from resilience.ownership import has_log, read_row
 from resilience.placement import partition_key, tenant_of
@@ -102,6 +102,8 @@ class Creation:
             return await self._result(made, disconnected)
         if isinstance(made, _Known):
             return strip_internal(await snapshot_of(self._runtime, _undeleted(made.row)))
+        if made.row.snapshot is not None:  # the acceptor's answer
+            return strip_internal(await snapshot_of(self._runtime, made.row))
         # B10: whatever came of it meanwhile, this answer is about its acceptance.
         return strip_internal(made.record.snapshot(self._runtime.app.options.default_model, made.row.status))
 
@@ -131,6 +133,7 @@ class Creation:
             client_headers=dict(call.client_headers),
             query_parameters=dict(call.query_parameters),
             agent_reference=request.get("agent_reference"),
+            request_key=hash_of(call.idempotency_key),
         )
         if previous:
             row = await read_row(self._runtime.storage, partition_key(tenant, previous), previous)

@@ -25,6 +25,7 @@ from resilience.history import History
 from resilience.options import EngineSettings
 from resilience.ownership import has_log, read_row
 from resilience.placement import partition_key, tenant_of
+from resilience.retention import expire
 from resilience.rows import is_unseen
 from resilience.run_watch import RunWatch
 from resilience.runtime import Runtime, unix_time
@@ -57,7 +58,7 @@ class Engine:
             storage=storage,
             settings=settings,
             app=app,
-            worker=Worker(storage, settings, pusher),
+            worker=Worker(storage, settings, pusher, now),
             tails=Tails(storage, settings),
             now=now,
         )
@@ -193,6 +194,10 @@ class Engine:
     async def sweep(self) -> None:
         """The timer: what all messages missed."""
         await sweep(self.runtime)
+
+    async def expire(self) -> None:
+        """The retention timer: delete a batch of what ended long enough ago."""
+        await expire(self.runtime)
 
     async def drain(self) -> None:
         """Leave: every run of this process ends within its grace or goes to another worker (B24)."""

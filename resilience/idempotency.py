@@ -34,6 +34,11 @@ _LAST_LOOK = 1.0
 """Seconds between two looks for the response that a key stands for."""
 
 
+def hash_of(key: str) -> str:
+    """What is stored of a key, "" for none."""
+    return hashlib.sha256(key.encode()).hexdigest() if key else ""
+
+
 class RequestKey:
     """The key of one request."""
 
@@ -41,7 +46,7 @@ class RequestKey:
         self._keys = runtime.storage.keys
         self._runtime = runtime
         self._tenant = tenant
-        self._hash = hashlib.sha256(key.encode()).hexdigest()
+        self._hash = hash_of(key)
         body = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
         self._body_hash = hashlib.sha256(body).hexdigest()
 

@@ -65,7 +65,9 @@ class EngineSettings:
     heartbeat_interval: float = 20.0
     """Between two merges of the worker row while runs are open."""
     idle_close_after: float = 3.0
-    """An idle worker keeps its ledger this long."""
+    """An idle worker keeps its watch message this long."""
+    idle_end_after: float = 45.0
+    """An idle worker keeps its ledger this long: less than `stale_after`, or the sweep would end it."""
     stale_after: float = 60.0
     """The sweep suspects a worker row that is older, by the storage service's clock."""
 
@@ -94,6 +96,11 @@ class EngineSettings:
 
     finish_patience: float = 30.0
     """How long an outcome is tried to be stored before it becomes ``failed`` with ``storage_error`` (R14)."""
+
+    retention_days: float = 30.0
+    """Days that a response is kept after its end, with its events; 0 keeps all for ever."""
+    retention_batch: int = 500
+    """Responses that one turn of the retention timer deletes at most."""
 
     tail_poll_min: float = 0.025
     tail_poll_max: float = 0.5

@@ -4,7 +4,7 @@ Format: one JSON object, version 1. It is made once, at acceptance, and read by 
 that a recovered handler cannot see anything else than the first one did. It is immutable.
 
     {"v": 1, "response_id", "created_at", "principal", "request", "client_headers", "query_parameters",
-    "agent_reference"}
+    "agent_reference", "request_key"}
 """
 
 from dataclasses import dataclass
@@ -36,6 +36,7 @@ class _Stored(BaseModel):
     client_headers: dict[str, str]
     query_parameters: dict[str, str]
     agent_reference: dict[str, Any] | None
+    request_key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,8 @@ class RequestRecord:
     client_headers: dict[str, str]
     query_parameters: dict[str, str]
     agent_reference: dict[str, Any] | None
+    request_key: str = ""
+    """The hash of its idempotency key, "" for none."""
 
     @property
     def partition(self) -> str:
@@ -78,6 +81,7 @@ class RequestRecord:
                 "client_headers": self.client_headers,
                 "query_parameters": self.query_parameters,
                 "agent_reference": self.agent_reference,
+                "request_key": self.request_key,
             }
         )
 

@@ -25,6 +25,7 @@ def first_row(
         conversation=record.conversation,
         previous_response_id=record.previous_response_id,
         principal=record.principal,
+        request_key=record.request_key,
         request=request,
     )
 

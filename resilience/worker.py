@@ -11,9 +11,16 @@ receives it knows that the pushes stopped.
 
 Concurrency: everything but the pusher runs on one event loop; one committer task owns the ledger's etag.
 
-A worker id is used for one busy period: it ends with the ledger when the process falls idle, or when somebody
-declared it dead. After that the process takes a new id and moves nothing over: the writes of runs claimed under the
-old id are refused one by one.
+A process that falls idle takes its watch message back after ``idle_close_after`` seconds: nothing is open any more.
+Its ledger rests, and is taken up again by the next run; after ``idle_end_after`` seconds it is ended. A process that
+dies in between is found by the sweep, which finds nothing but finished runs.
+
+A worker id ends with its ledger, or when somebody declared it dead. After that the process takes a new id and moves
+nothing over: the writes of runs claimed under the old id are refused one by one.
+
+An entry of a response is forgotten only after the response was noted in the expiry index, by which retention goes:
+`close` hands it to the committer, which notes many at once (every `_NOTE_INTERVAL`, and when the worker falls idle)
+and deletes them from the ledger with its next transaction.
 
 Outcomes of a ledger transaction, and what follows:
 
@@ -28,6 +35,7 @@ import asyncio
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -36,11 +44,18 @@ from resilience.options import EngineSettings
 from storage.connection import Storage
 from storage.driver import QueueReceipt
 from storage.errors import NotFound, PreconditionFailed, StorageError, StorageRejected, StorageUnavailable
+from storage.expiry import MAX_RESPONSES, StoredResponse
 from storage.ledger import LedgerEntry, WorkerRecord
 
 _log = logging.getLogger("resilience.worker")
 
 _DISCARD_RETRY_SECONDS = 1.0
+
+_NOTE_INTERVAL = 2.0
+"""Seconds between two notes of a busy worker: what is not noted is looked at again should this process die."""
+
+_NOTED_AT_REST = 20
+"""Ended responses that a resting ledger keeps at most; fewer wait for the next run's, or for its end."""
 
 _CHANGES_PER_TRANSACTION = 98
 """A transaction takes 100 operations, one of them the ``worker`` row."""
@@ -113,8 +128,12 @@ class _Incarnation:
     """One worker id from its ledger's first transaction to its last."""
 
     record: WorkerRecord
-    pusher: WatchPusher
-    open: set[str] = field(default_factory=set)
+    pusher: WatchPusher | None = None
+    """None while it rests: nothing is open, nobody has to watch."""
+    open: dict[str, tuple[StoredResponse, ...]] = field(default_factory=dict)
+    """What is open, and the responses that it is about."""
+    unnoted: dict[str, tuple[StoredResponse, ...]] = field(default_factory=dict)
+    """What is over, and still has to be noted for retention."""
     closed: set[str] = field(default_factory=set)
     doubtful: "_Doubt | None" = None
     received_own: bool = False
@@ -137,8 +156,15 @@ class _Doubt:
 class Worker:
     """The liveness of this process."""
 
-    def __init__(self, storage: Storage, settings: EngineSettings, pusher: PusherFactory = ThreadPusher) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        settings: EngineSettings,
+        pusher: PusherFactory = ThreadPusher,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._storage = storage
+        self._now_unix = now
         self._settings = settings
         self._pusher = pusher
         self._now: _Incarnation | None = None
@@ -150,6 +176,11 @@ class Worker:
     def id(self) -> str | None:
         """The current worker id, or None while idle."""
         return self._now.id if self._now else None
+
+    @property
+    def rests(self) -> bool:
+        """True while nothing of this process has to be watched."""
+        return self._now is None or self._now.pusher is None
 
     def is_current(self, worker_id: str) -> bool:
         """False once this process ended that id or learned that others declared it dead."""
@@ -167,12 +198,14 @@ class Worker:
         self._wake.set()
         return await opening.done
 
-    def close(self, worker_id: str, key: str) -> None:
-        """Forget an entry with the next transaction; a lost closing is found and ignored by whoever adopts."""
+    def close(self, worker_id: str, key: str, others: Sequence[StoredResponse] = ()) -> None:
+        """Forget an entry, once it is noted, with a later transaction.
+
+        A lost closing is found and ignored by whoever adopts. `others`: more responses that came to their end with it.
+        """
         now = self._now
         if now is not None and now.id == worker_id and key in now.open:
-            now.open.discard(key)
-            now.closed.add(key)
+            now.unnoted[key] = (*now.open.pop(key), *others)
             now.idle_since = asyncio.get_running_loop().time()
             self._wake.set()
 
@@ -192,7 +225,8 @@ class Worker:
             self._committer = None
         if self._now is not None:
             if self._now.open:
-                await self._now.pusher.stop()
+                if self._now.pusher is not None:
+                    await self._now.pusher.stop()
                 self._now = None
             else:
                 await self._end()
@@ -203,7 +237,7 @@ class Worker:
 
     async def _commit_forever(self) -> None:
         """Serve until idle for long enough; the next opening starts a new task."""
-        last_commit = asyncio.get_running_loop().time()
+        last_commit = last_note = asyncio.get_running_loop().time()
         while True:
             loop_time = asyncio.get_running_loop().time
             if self._openings:
@@ -219,10 +253,18 @@ class Worker:
                     await self._commit([])
                     last_commit = loop_time()
                     continue
+                if now.unnoted:
+                    due = min(due, last_note + _NOTE_INTERVAL)
+                    if loop_time() >= last_note + _NOTE_INTERVAL:
+                        await self._note(now)
+                        last_note = loop_time()
+                        continue
             else:
-                due = max(now.idle_since, now.begun_at) + self._settings.idle_close_after
+                idle_since = max(now.idle_since, now.begun_at)
+                rests = now.pusher is None
+                due = idle_since + (self._settings.idle_end_after if rests else self._settings.idle_close_after)
                 if loop_time() >= due:
-                    await self._end()
+                    await (self._end() if rests else self._rest(now))
                     continue
             await self._sleep_until(due)
 
@@ -254,10 +296,11 @@ class Worker:
             if opening.done.cancelled():
                 now.closed.add(opening.entry.key)
             else:
-                now.open.add(opening.entry.key)
+                now.open[opening.entry.key] = _responses_in(opening.entry)
+                now.unnoted.pop(opening.entry.key, None)
                 opening.done.set_result(now.id)
         if now is not None:
-            now.closed -= now.open  # another opening of a cancelled one's key still needs it
+            now.closed -= now.open.keys()  # another opening of a cancelled one's key still needs it
 
     async def _committed(self, batch: Sequence[_Opening]) -> _Incarnation | None:
         """The incarnation whose ledger has the openings; one that was declared dead meanwhile does not count.
@@ -280,8 +323,13 @@ class Worker:
         now = self._now
         if now is None:
             return await self._begin(list(entries.values()))
+        if entries and now.pusher is None and now.doubtful is None:
+            return await self._take_up(now, entries)
         if now.doubtful is not None and not await self._settle_doubt(now, now.doubtful):
             return None
+        return await self._commit_to(now, entries)
+
+    async def _commit_to(self, now: _Incarnation, entries: Mapping[str, LedgerEntry]) -> _Incarnation | None:
         # What is opened again is not closed before.
         idle = [key for key in now.closed if key not in entries]
         closed = frozenset(idle[: _CHANGES_PER_TRANSACTION - len(entries)])
@@ -326,11 +374,37 @@ class Worker:
         except BaseException:
             _background(self._discard(worker_id))
             raise
-        self._now = begun = _Incarnation(
-            record, self._new_pusher(worker_id, receipt), begun_at=asyncio.get_running_loop().time()
-        )
-        begun.pusher.start()
+        self._now = begun = _Incarnation(record, begun_at=asyncio.get_running_loop().time())
+        self._watch(begun, receipt)
         return begun
+
+    def _watch(self, now: _Incarnation, receipt: QueueReceipt) -> None:
+        now.pusher = self._new_pusher(now.id, receipt)
+        now.pusher.start()
+
+    async def _take_up(self, now: _Incarnation, entries: Mapping[str, LedgerEntry]) -> _Incarnation | None:
+        """Open runs in a ledger that rests: durable first, then watched again, and only then answered for."""
+        committed = await self._commit_to(now, entries)
+        if committed is not None:
+            try:
+                receipt = await self._storage.watch.send(now.id, delay=self._settings.watch_visibility)
+            except StorageUnavailable:
+                now.closed |= entries.keys()  # refused to their callers
+                raise
+            self._watch(now, receipt)
+        return committed
+
+    async def _rest(self, now: _Incarnation) -> None:
+        """Take the watch message back. Without an answer it is received by somebody, who takes care of the ledger."""
+        pusher, now.pusher = now.pusher, None
+        assert pusher is not None
+        receipt = await pusher.stop()
+        if len(now.unnoted) > _NOTED_AT_REST:
+            await self._note(now)
+        try:
+            await self._storage.watch.delete(receipt)
+        except StorageError as error:
+            _log.info("watch message of idle worker %s left to be received: %s", now.id, error)
 
     def _new_pusher(self, worker_id: str, receipt: QueueReceipt) -> WatchPusher:
         loop = asyncio.get_running_loop()
@@ -372,27 +446,51 @@ class Worker:
         except StorageError:
             self._declared_dead(now)
             return
-        if self._now is now:
-            now.pusher = self._new_pusher(now.id, receipt)
-            now.pusher.start()
+        if self._now is now and now.open:
+            self._watch(now, receipt)
 
     def _declared_dead(self, now: _Incarnation) -> None:
         _log.warning("worker %s was declared dead by another; its %d runs are no longer its own", now.id, len(now.open))
         if self._now is now:
             self._now = None
         # The pusher must not go on: its message, if there is still one, is what leads others to the dead ledger.
-        _background(now.pusher.stop())
+        if now.pusher is not None:
+            _background(now.pusher.stop())
+
+    async def _note(self, now: _Incarnation) -> None:
+        """Note what is over for retention; only then may the ledger forget it. Without an answer it is tried later."""
+        keys = list(now.unnoted)
+        responses = [response for key in keys for response in now.unnoted[key]]
+        try:
+            for start in range(0, len(responses), MAX_RESPONSES):
+                await self._storage.expiry.note(self._now_unix(), responses[start : start + MAX_RESPONSES])
+        except StorageUnavailable as error:
+            _log.warning("%d ended responses are noted later: %s", len(responses), error)
+            return
+        for key in keys:
+            if now.unnoted.pop(key, None) is not None:
+                now.closed.add(key)
 
     async def _end(self) -> None:
         """Close an idle ledger. Without an answer the watch message stays and leads to whatever is left."""
         now, self._now = self._now, None
         assert now is not None
-        receipt = await now.pusher.stop()
+        receipt = await now.pusher.stop() if now.pusher is not None else None
         try:
+            await self._note(now)
+            if now.unnoted:
+                raise StorageUnavailable  # whoever adopts the ledger notes them
             await self._storage.ledger.end(now.record, list(now.closed))
-            await self._storage.watch.delete(receipt)
+            if receipt is not None:
+                await self._storage.watch.delete(receipt)
         except StorageError as error:
             _log.info("ledger of idle worker %s left for adoption: %s", now.id, error)
+
+
+def _responses_in(entry: LedgerEntry) -> tuple[StoredResponse, ...]:
+    """The response of a run's entry; an adoption has none of its own."""
+    key, response_id = entry.data.get("key"), entry.data.get("id")
+    return (StoredResponse(str(key), str(response_id)),) if key and response_id else ()
 
 
 _in_background: set[asyncio.Task[Any]] = set()

@@ -206,6 +206,7 @@ class AzureDriver:
         table: str,
         *,
         partition_key: str | None = None,
+        partition_before: str | None = None,
         row_key: str | None = None,
         row_key_prefix: str | None = None,
         timestamp_before: datetime | None = None,
@@ -216,7 +217,7 @@ class AzureDriver:
         # Without them a row could not be told.
         columns = None if select is None else ["PartitionKey", "RowKey", "Timestamp", *select]
         size = None if limit is None else min(limit, 1000)
-        query = to_filter(partition_key, row_key, row_key_prefix, timestamp_before)
+        query = to_filter(partition_key, partition_before, row_key, row_key_prefix, timestamp_before)
 
         async def rows() -> list[Entity]:
             found: list[Entity] = []
@@ -268,6 +269,10 @@ class AzureDriver:
             if client is None:
                 client = self._blocking[queue] = blocking_queue(self._settings, queue)
             return client
+
+    async def count_messages(self, queue: str) -> int:
+        properties = await answered((await self._prepared()).queue(queue).get_queue_properties())
+        return properties.approximate_message_count or 0
 
     async def delete_message(self, queue: str, receipt: QueueReceipt) -> None:
         client = (await self._prepared()).queue(queue)

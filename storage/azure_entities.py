@@ -83,12 +83,18 @@ def to_transaction(operations: Sequence[TableOperation]) -> Transaction:
 
 
 def to_filter(
-    partition_key: str | None, row_key: str | None, row_key_prefix: str | None, timestamp_before: datetime | None
+    partition_key: str | None,
+    partition_before: str | None,
+    row_key: str | None,
+    row_key_prefix: str | None,
+    timestamp_before: datetime | None,
 ) -> str:
     """An OData filter of all the conditions that are given; empty if there is none."""
     conditions: list[str] = []
     if partition_key is not None:
         conditions.append(f"PartitionKey eq {_quoted(partition_key)}")
+    if partition_before is not None:
+        conditions.append(f"PartitionKey lt {_quoted(partition_before)}")
     if row_key is not None:
         conditions.append(f"RowKey eq {_quoted(row_key)}")
     if row_key_prefix:

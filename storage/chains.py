@@ -1,9 +1,10 @@
 """The chain row: whose turn it is in a conversation chain, and what its turns keep for one another.
 
 Format: table `responses`, partition of the chain's responses, row `chain` for the chain of that partition (its
-turns share it) or `chain-{response id}` for a response that is a chain of its own. Properties: `v`, `last` and
-`alternate` (response ids, "" for none), `turns` (how many were ever admitted), `active` and `pending` (JSON lists of
-`[id, number, foreground, previous]`, oldest first; `active` has at most one), `metadata` (the handlers' values, JSON).
+turns share it) or `chain-{response id}` for a response that is a chain of its own. Properties: `v`, `last`,
+`alternate` and `ending` (response ids, "" for none), `turns` (how many were ever admitted), `active` and `pending`
+(JSON lists of `[id, number, foreground, previous]`, oldest first; `active` has at most one), `metadata` (the handlers'
+values, JSON).
 Concurrency: every change is a compare-and-swap on the etag, and goes with the change of the response that causes it
 in one transaction: both are stored or neither. Each write carries a mark, by which a refused repetition of a write
 that was stored is known (see `storage.rows`).
@@ -17,7 +18,7 @@ import orjson
 
 from storage.driver import RESPONSES, Delete, Entity, Insert, StorageDriver, TableOperation, Update, Value
 from storage.errors import AlreadyExists, ChainMoved, MalformedRecord, NotFound, PreconditionFailed
-from storage.rows import ResponseRow, row_key, row_properties
+from storage.rows import ResponseRow, row_from_entity, row_key, row_properties
 from storage.seam import Operation, Seam
 
 CHAIN_VERSION = 1
@@ -41,7 +42,8 @@ class ChainRow:
     Attributes:
         last: The newest turn, which the next one has to continue.
         alternate: A turn that may be continued as well: it was the newest, and its client may never have heard of it.
-        active: The turn whose handler may run.
+        ending: A turn that has its outcome while its handler may not be gone yet.
+        active: The turn whose handler may run, as soon as no other is ending.
         pending: The turns that wait for it, in their order.
         turns: How many turns were ever admitted.
     """
@@ -51,6 +53,7 @@ class ChainRow:
     etag: str = ""
     last: str = ""
     alternate: str = ""
+    ending: str = ""
     active: Turn | None = None
     pending: tuple[Turn, ...] = ()
     turns: int = 0
@@ -64,10 +67,11 @@ class ChainRow:
             return replace(joined, active=turn)
         return replace(joined, pending=(*self.pending, turn))
 
-    def without_turn(self, response_id: str, *, retract: bool = False) -> "ChainRow":
+    def without_turn(self, response_id: str, *, retract: bool = False, runs_on: bool = False) -> "ChainRow":
         """The chain after a turn ended; if it ran, the oldest that waits may.
 
         `retract`: its client may not know of it. So the one before it can be continued again, if nothing followed.
+        `runs_on`: its handler is not gone yet. The next one has to wait until it is (`wound_down`).
         """
         turn = self.turn(response_id)
         if turn is None:
@@ -76,8 +80,38 @@ class ChainRow:
         if retract and self.last == response_id:
             chain = replace(chain, last=turn.previous, alternate=response_id)
         if self.active == turn:
+            chain = replace(chain, ending=response_id if runs_on else chain.ending)
             return replace(chain, active=self.pending[0] if self.pending else None, pending=self.pending[1:])
         return replace(chain, pending=tuple(each for each in self.pending if each != turn))
+
+    def without_trace(self, response_id: str) -> "ChainRow":
+        """The chain after a turn that nothing is left of: what came before it can be continued again."""
+        turn = self.turn(response_id)
+        if turn is None:
+            return self
+        return self.without_turn(response_id).continued_from(turn.previous, instead_of=response_id)
+
+    def continued_from(self, before: str, *, instead_of: str) -> "ChainRow":
+        """The chain when a turn that has ended is not to be continued any more, but the one before it."""
+
+        def previous(turn: Turn) -> Turn:
+            return replace(turn, previous=before) if turn.previous == instead_of else turn
+
+        return replace(
+            self,
+            last=before if self.last == instead_of else self.last,
+            alternate="" if self.alternate == instead_of else self.alternate,
+            active=None if self.active is None else previous(self.active),
+            pending=tuple(map(previous, self.pending)),
+        )
+
+    def wound_down(self, response_id: str) -> "ChainRow":
+        """The chain after the handler of a turn that had ended is gone."""
+        return replace(self, ending="") if self.ending == response_id else self
+
+    def may_start(self, response_id: str) -> bool:
+        """True if it is this turn's time."""
+        return self.active is not None and self.active.id == response_id and not self.ending
 
     def turn(self, response_id: str) -> Turn | None:
         """The turn of that response, if it runs or waits."""
@@ -100,6 +134,7 @@ def chain_properties(chain: ChainRow) -> dict[str, Value | None]:
         "v": CHAIN_VERSION,
         "last": chain.last,
         "alternate": chain.alternate,
+        "ending": chain.ending,
         "turns": chain.turns,
         "active": _listed(() if chain.active is None else (chain.active,)),
         "pending": _listed(chain.pending),
@@ -125,6 +160,7 @@ def chain_from_entity(entity: Entity) -> ChainRow:
         etag=entity.etag,
         last=str(properties.get("last", "")),
         alternate=str(properties.get("alternate", "")),
+        ending=str(properties.get("ending", "")),
         active=active[0] if active else None,
         pending=pending,
         turns=turns,
@@ -201,6 +237,23 @@ class Chains:
         operation = Delete(row.partition_key, row_key(row.id), row.etag)
         await self._change(Operation.ROW_DELETE, operation, row, chain, uuid.uuid4().hex)
 
+    async def delete_turn(self, row: ResponseRow, chain: ChainRow) -> None:
+        """Delete the row of an ended turn, and its chain if that was its newest turn and nothing runs or waits.
+
+        The chain of a conversation stays: it goes with the conversation.
+
+        Raises `PreconditionFailed`, `NotFound`, `ChainMoved` as `replace_row` does.
+        """
+        operation = Delete(row.partition_key, row_key(row.id), row.etag)
+        if row.conversation or not chain.etag or chain.turns != row.turn or chain.unfinished:
+            await self._seam.run(Operation.ROW_DELETE, self._driver.delete_entity(RESPONSES, operation))
+            return
+        both = [operation, Delete(chain.partition_key, chain.key, chain.etag)]
+        try:
+            await self._seam.run(Operation.ROW_DELETE, self._driver.transact(RESPONSES, both))
+        except (PreconditionFailed, NotFound) as refusal:
+            await self._told_apart(operation, row, chain, "", refusal)
+
     async def delete(self, partition_key: str, key: str) -> None:
         """Delete a chain, if there is one."""
         call = self._driver.delete_entity(RESPONSES, Delete(partition_key, key))
@@ -236,7 +289,8 @@ class Chains:
                 raise ChainMoved from refusal
             raise
         if entity.properties.get("mark") == mark:
-            return replace(row, etag=entity.etag), await self.read(chain.partition_key, chain.key)
+            # Not `row`: an earlier try under this mark may have stored it in another form.
+            return row_from_entity(entity), await self.read(chain.partition_key, chain.key)
         if isinstance(operation, Insert):
             raise AlreadyExists from refusal
         if entity.etag != row.etag:

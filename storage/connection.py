@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from storage.chains import Chains
 from storage.clock import Clock
 from storage.driver import StorageDriver
+from storage.expiry import Expiry
 from storage.idempotency import IdempotencyKeys
 from storage.ledger import WorkerLedgers
 from storage.log import EventLog
@@ -148,6 +149,7 @@ class Storage:
     payloads: Payloads
     ledger: WorkerLedgers
     keys: IdempotencyKeys
+    expiry: Expiry
     work: WorkQueue
     watch: WatchQueue
 
@@ -164,6 +166,7 @@ class Storage:
             payloads=Payloads(driver, passed),
             ledger=WorkerLedgers(driver, passed),
             keys=IdempotencyKeys(driver, passed),
+            expiry=Expiry(driver, passed),
             work=WorkQueue(driver, passed),
             watch=WatchQueue(driver, passed),
         )

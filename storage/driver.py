@@ -22,11 +22,12 @@ PAYLOADS = "payloads"
 RESPONSES = "responses"
 WORKERS = "workers"
 IDEMPOTENCY = "idempotency"
+EXPIRY = "expiry"
 WORK_QUEUE = "responses-work"
 WATCH_QUEUE = "responses-watch"
 
 CONTAINERS = (EVENTS, PAYLOADS)
-TABLES = (RESPONSES, WORKERS, IDEMPOTENCY)
+TABLES = (RESPONSES, WORKERS, IDEMPOTENCY, EXPIRY)
 QUEUES = (WORK_QUEUE, WATCH_QUEUE)
 
 #: Limits that both drivers keep, the emulator in part does not: bytes of a block, operations of a transaction,
@@ -206,13 +207,17 @@ class StorageDriver(Protocol):
         table: str,
         *,
         partition_key: str | None = None,
+        partition_before: str | None = None,
         row_key: str | None = None,
         row_key_prefix: str | None = None,
         timestamp_before: datetime | None = None,
         select: Sequence[str] | None = None,
         limit: int | None = None,
     ) -> list[Entity]:
-        """The rows that meet all conditions, ordered by key; with `select` only these properties of them."""
+        """The rows that meet all conditions, ordered by key; with `select` only these properties of them.
+
+        `partition_before`: only partitions that are less than it.
+        """
         ...
 
     async def send_message(self, queue: str, text: str, *, delay: float = 0) -> QueueReceipt:
@@ -232,6 +237,10 @@ class StorageDriver(Protocol):
 
     def update_message_blocking(self, queue: str, receipt: QueueReceipt, *, delay: float) -> QueueReceipt:
         """`update_message` for a thread of its own; uses no event loop and shares no connection with it."""
+        ...
+
+    async def count_messages(self, queue: str) -> int:
+        """About how many messages there are, hidden and delayed ones included; the service may count too many."""
         ...
 
     async def delete_message(self, queue: str, receipt: QueueReceipt) -> None:

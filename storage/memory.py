@@ -207,6 +207,7 @@ class MemoryDriver:
         table: str,
         *,
         partition_key: str | None = None,
+        partition_before: str | None = None,
         row_key: str | None = None,
         row_key_prefix: str | None = None,
         timestamp_before: datetime | None = None,
@@ -218,6 +219,7 @@ class MemoryDriver:
                 entity
                 for entity in self.tables[table].values()
                 if partition_key in (None, entity.partition_key)
+                and (partition_before is None or entity.partition_key < partition_before)
                 and row_key in (None, entity.row_key)
                 and entity.row_key.startswith(row_key_prefix or "")
                 and (timestamp_before is None or entity.timestamp < timestamp_before)
@@ -254,6 +256,10 @@ class MemoryDriver:
     def update_message_blocking(self, queue: str, receipt: QueueReceipt, *, delay: float) -> QueueReceipt:
         with self._lock:
             return self._push(queue, receipt, delay)
+
+    async def count_messages(self, queue: str) -> int:
+        async with self._turn():
+            return len(self.queues[queue])
 
     async def delete_message(self, queue: str, receipt: QueueReceipt) -> None:
         async with self._turn():

@@ -37,6 +37,7 @@ class ResponseRow:
     """A response as stored. Times are seconds since the epoch; -1 stands for a length or number not yet known.
 
     `turn` is its place in the chain of its partition, 0 for none; `steered`: it had to wait for its turn (S3).
+    `request_key` is the hash of its idempotency key, "" for none.
     """
 
     partition_key: str
@@ -63,6 +64,7 @@ class ResponseRow:
     request: StoredPayload
     snapshot: StoredPayload | None = None
     principal: str = ""
+    request_key: str = ""
     deleted: bool = False
 
 
@@ -99,6 +101,7 @@ def row_properties(row: ResponseRow) -> dict[str, Value | None]:
         "snapshot_inline": row.snapshot.inline if row.snapshot else None,
         "snapshot_blob": row.snapshot.blob if row.snapshot else None,
         "principal": row.principal,
+        "request_key": row.request_key,
         "deleted": row.deleted,
     }
 
@@ -133,6 +136,7 @@ def row_from_entity(entity: Entity) -> ResponseRow:
         request=request if request is not None else StoredPayload(inline=b""),
         snapshot=read.payload("snapshot"),
         principal=read.text("principal"),
+        request_key=read.text("request_key"),
         deleted=read.flag("deleted", False),
     )
 

@@ -13,13 +13,18 @@ from tests.support.virtual_time import VirtualTimeLoop
 
 EVENT_LOOP = VirtualTimeLoop
 
-LEDGER_OF_ONE = 4
-"""Begin, its watch message, end, and the message's deletion."""
+LEDGER_OF_ONE = 3
+"""Opening, its watch message, and the message's deletion."""
+
+END_OF_LEDGER = 2
+"""The note for retention and the end of the ledger: once a process has been idle for long, whatever it did before."""
 
 
 async def cost(hosts: Fleet, host: Host) -> Counter[str]:
-    """Everything since the start, when all is quiet; a message costs the host its reception and its deletion."""
-    await hosts.quiet()
+    """Everything since the start, when nobody has anything to do; a message costs the host its reception and its
+    deletion.
+    """
+    await hosts.resting()
     counted = Counter(name for name in host.calls if name != "queue.push_watch")
     counted["host"] = 2 * sum(each.received[WORK_QUEUE] for each in hosts.hosts)
     return counted
@@ -37,7 +42,7 @@ async def test_an_unstored_response_costs_nothing(stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_foreground_response_alone_costs_five(stream: bool) -> None:
+async def test_a_foreground_response_alone_costs_four(stream: bool) -> None:
     async with fleet(Teller(5)) as hosts:
         host = hosts.host()
         if stream:
@@ -47,6 +52,23 @@ async def test_a_foreground_response_alone_costs_five(stream: bool) -> None:
         counted = await cost(hosts, host)
         assert counted["row.insert"] == 1
         assert counted.total() <= 1 + LEDGER_OF_ONE, counted
+
+
+async def test_a_process_that_falls_idle_costs_two_more_however_much_it_did() -> None:
+    async with fleet(Teller(5)) as hosts:
+        host = hosts.host()
+        for _ in range(5):
+            await host.create({"input": "hi"})
+            await hosts.resting()
+        worked = Counter(host.calls)
+        await hosts.quiet()
+        ended = Counter(host.calls) - worked
+        assert {name: count for name, count in ended.items() if name != "queue.push_watch"} == {
+            "expiry.note": 1,
+            "ledger.end": 1,
+        }
+        assert ended.total() == END_OF_LEDGER
+        assert worked["ledger.begin"] + worked["ledger.commit"] == 5
 
 
 async def test_sixteen_foreground_responses_at_once_cost_two_and_a_half_each() -> None:
@@ -59,20 +81,20 @@ async def test_sixteen_foreground_responses_at_once_cost_two_and_a_half_each() -
 
 
 @pytest.mark.parametrize("eager", [False, True])
-async def test_a_background_response_costs_eleven(eager: bool) -> None:
+async def test_a_background_response_costs_ten(eager: bool) -> None:
     async with fleet(Teller(5)) as hosts:
         host = hosts.host(eager_start=eager)
         await host.create(background())
         counted = await cost(hosts, host)
-        assert counted.total() <= 11, counted
+        assert counted.total() <= 10, counted
 
 
-async def test_an_eager_background_stream_costs_eleven_and_its_appends() -> None:
+async def test_an_eager_background_stream_costs_ten_and_its_appends() -> None:
     async with fleet(Teller(5, pause=0.1)) as hosts:  # shorter than a look for a cancel
         host = hosts.host(eager_start=True)
         await (await host.stream(background())).whole()
         counted = await cost(hosts, host)
-        assert counted.total() - counted["log.append"] <= 11, counted
+        assert counted.total() - counted["log.append"] <= 10, counted
 
 
 async def test_a_queued_background_stream_costs_nine_its_appends_and_the_ledger() -> None:

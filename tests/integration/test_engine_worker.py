@@ -56,11 +56,54 @@ async def test_an_idle_worker_leaves_nothing_and_costs_nothing() -> None:
         assert len(ledgers(hosts)) == 1
         assert watch_messages(hosts) == 1
         await asyncio.sleep(4)
-        assert ledgers(hosts) == {}
+        assert len(ledgers(hosts)) == 1
         assert watch_messages(hosts) == 0
+        before = len(host.calls)
+        await asyncio.sleep(40)
+        assert len(host.calls) == before
+        await asyncio.sleep(2)
+        assert ledgers(hosts) == {}
         before = len(host.calls)
         await asyncio.sleep(600)
         assert len(host.calls) == before
+
+
+async def test_a_resting_ledger_is_taken_up_and_watched_again() -> None:
+    async with fleet(Teller(1)) as hosts:
+        host = hosts.host(queues=False)
+        await host.create({"input": "hi"})
+        (worker_id,) = ledgers(hosts)
+        await asyncio.sleep(20)
+        assert watch_messages(hosts) == 0
+        await host.create({"input": "hi"})
+        assert list(ledgers(hosts)) == [worker_id]
+        assert watch_messages(hosts) == 1
+        await hosts.quiet()
+
+
+async def test_a_process_that_dies_while_its_ledger_rests_is_found_and_its_responses_are_noted() -> None:
+    async with fleet(Teller(1)) as hosts:
+        host = hosts.host(queues=False)
+        response = await host.create({"input": "hi"})
+        await asyncio.sleep(20)
+        assert len(ledgers(hosts)) == 1
+        await host.crash()
+        hosts.host().serve_timer()
+        await hosts.quiet()
+        noted = await hosts.storage.expiry.due(hosts.now() + 3600, 10)
+        assert response["id"] in {each.id for due in noted for each in due.responses}
+
+
+async def test_a_resting_ledger_that_another_took_is_not_written_again() -> None:
+    async with fleet(Teller(1)) as hosts:
+        host = hosts.host(queues=False)
+        await host.create({"input": "hi"})
+        (worker_id,) = ledgers(hosts)
+        await asyncio.sleep(20)
+        await hosts.storage.ledger.mark_dead(await hosts.storage.ledger.read(worker_id))
+        response = await host.create({"input": "hi"})
+        assert response["status"] == "completed"
+        assert worker_id != host.engine.runtime.worker.id is not None
 
 
 @pytest.mark.parametrize("duration", [1, 10, 70])
@@ -169,7 +212,7 @@ async def test_a_run_may_be_opened_again_right_after_it_was_closed() -> None:
         assert "run-x" in ledgers(hosts)[worker_id]
         worker.close(worker_id, "run-x")
         worker.close(worker_id, "run-y")
-        await until(lambda: not ledgers(hosts), seconds=30)
+        await until(lambda: not ledgers(hosts), seconds=60)
 
 
 async def test_one_entry_may_be_opened_twice_at_once() -> None:

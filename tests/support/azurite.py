@@ -116,7 +116,12 @@ class AzuriteServer:
 
     def environment(self, prefix: str) -> dict[str, str]:
         """The settings under which a process uses this server with names of its own."""
-        return {"AzureWebJobsStorage": self.connection_string, "RESPONSES_STORAGE_PREFIX": prefix}
+        return {
+            "AzureWebJobsStorage": self.connection_string,
+            "RESPONSES_STORAGE_PREFIX": prefix,
+            # A test that waits until nothing is left would wait for an idle ledger's whole rest.
+            "RESPONSES_IDLE_END_AFTER": "3",
+        }
 
     def remove(self, prefix: str) -> None:
         """Delete every container, queue and table whose name begins with `prefix`."""

@@ -16,6 +16,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any, Self
 
 from protocol import sse
@@ -349,11 +350,11 @@ class Host:
         disconnected: Callable[[], Awaitable[bool]] | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
+        idempotency_key: str = "",
     ) -> Json:
         """``POST /responses`` without ``stream``."""
-        return await self.inside(
-            self.engine.create(_call(body, principal, headers, query), disconnected or _stays_connected)
-        )
+        call = replace(_call(body, principal, headers, query), idempotency_key=idempotency_key)
+        return await self.inside(self.engine.create(call, disconnected or _stays_connected))
 
     async def stream(
         self,
@@ -554,6 +555,19 @@ class Fleet:
         await until(
             lambda: not any(driver.queues.values()) and not driver.tables["workers"],
             "the end of all messages and ledgers",
+            seconds,
+        )
+
+    async def resting(self, seconds: float = 1_000) -> None:
+        """Wait until no host has anything to do; what idle ledgers hold may still be there (memory only)."""
+        driver = self.storage.driver
+        assert isinstance(driver, MemoryDriver)
+        await until(
+            lambda: (
+                not any(driver.queues.values())
+                and all(host.engine.runtime.worker.rests for host in self.hosts if not host.dead)
+            ),
+            "the end of all messages",
             seconds,
         )
 

@@ -1,0 +1,83 @@
+"""Which responses end when: the index that retention goes by.
+
+Format: table `expiry`, partition = the hour in which responses ended, as ten digits (UTC), row = a random name; `v`,
+and `responses`, a JSON list of `[partition key, id]`, at most `MAX_RESPONSES` of them. A response may be noted more
+than once; what is noted may not be there.
+Concurrency: rows are inserted and deleted, never changed. A response is noted before its worker's ledger forgets it,
+and a row is deleted after all that it names is: a crash leaves something noted, never something forgotten.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import orjson
+
+from storage.driver import EXPIRY, Delete, Insert, StorageDriver
+from storage.errors import AlreadyExists, MalformedRecord, NotFound
+from storage.seam import Operation, Seam
+
+EXPIRY_VERSION = 1
+
+MAX_RESPONSES = 300
+"""Of one row: a property has at most 64 KiB, and a response takes about a hundred bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """Where a response lies."""
+
+    partition_key: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Responses that ended in one hour, as one worker noted them."""
+
+    hour: str
+    key: str
+    responses: tuple[StoredResponse, ...]
+
+
+def hour_of(time: float) -> str:
+    """The hour of a Unix time, as the name of a partition; later hours are greater."""
+    return datetime.fromtimestamp(time, UTC).strftime("%Y%m%d%H")
+
+
+class Expiry:
+    def __init__(self, driver: StorageDriver, seam: Seam) -> None:
+        self._driver = driver
+        self._seam = seam
+
+    async def note(self, time: float, responses: Sequence[StoredResponse]) -> None:
+        """Note responses (at most `MAX_RESPONSES`) that ended at that Unix time."""
+        listed = orjson.dumps([[each.partition_key, each.id] for each in responses])
+        operation = Insert(hour_of(time), uuid.uuid4().hex, {"v": EXPIRY_VERSION, "responses": listed})
+        try:
+            await self._seam.run(Operation.EXPIRY_NOTE, self._driver.insert_entity(EXPIRY, operation))
+        except AlreadyExists:
+            return  # the reply to a first try was lost
+
+    async def due(self, before: float, limit: int) -> list[Due]:
+        """The oldest of what was noted in hours that were over at that Unix time."""
+        call = self._driver.query_entities(EXPIRY, partition_before=hour_of(before), limit=limit)
+        return [
+            Due(entity.partition_key, entity.row_key, _responses(entity.properties.get("responses")))
+            for entity in await self._seam.run(Operation.EXPIRY_DUE, call)
+        ]
+
+    async def done(self, due: Due) -> None:
+        """Nothing is left of what this row names."""
+        try:
+            await self._seam.run(Operation.EXPIRY_DONE, self._driver.delete_entity(EXPIRY, Delete(due.hour, due.key)))
+        except NotFound:
+            return
+
+
+def _responses(listed: object) -> tuple[StoredResponse, ...]:
+    try:
+        return tuple(StoredResponse(str(key), str(response_id)) for key, response_id in orjson.loads(listed))  # type: ignore[arg-type]
+    except (ValueError, TypeError) as error:
+        raise MalformedRecord("A row of the expiry index cannot be read.") from error

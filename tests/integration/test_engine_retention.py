@@ -1,0 +1,181 @@
+"""Responses that ended long enough ago are deleted with everything beside them (V10)."""
+
+import asyncio
+import itertools
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from protocol import ids
+from resilience.dispatch import Disposition
+from resilience.options import ResponsesServerOptions
+from resilience.placement import partition_key, tenant_of
+from resilience.record import RequestRecord
+from resilience.rows import first_row
+from storage.chains import own_chain_key
+from storage.connection import Storage
+from storage.driver import CONTAINERS, EXPIRY, IDEMPOTENCY, RESPONSES, TABLES
+from storage.errors import StorageUnavailable
+from storage.expiry import StoredResponse
+from storage.log import segment_name
+from storage.memory import MemoryDriver
+from storage.rows import Segment
+from storage.seam import Fault, FaultKind
+from tests.support.engines import PRINCIPAL, Fleet, Host, background, fleet
+from tests.support.handlers import Teller
+from tests.support.virtual_time import VirtualTimeLoop
+
+EVENT_LOOP = VirtualTimeLoop
+
+HOUR = 3600.0
+HOURS = 2 / 24
+"""The days of retention in these tests: hours, for waiting costs polls."""
+
+LARGE = "x" * 40_000
+"""Enough for a request that is stored beside its row."""
+
+
+def left(hosts: Fleet) -> dict[str, list[Any]]:
+    """Everything that is stored anywhere, by where it is."""
+    driver = hosts.storage.driver
+    assert isinstance(driver, MemoryDriver)
+    found: dict[str, list[Any]] = {name: list(driver.containers[name]) for name in CONTAINERS}
+    found |= {name: list(driver.tables[name]) for name in TABLES}
+    found |= {name: [message.text for message in queue] for name, queue in driver.queues.items()}
+    return {name: names for name, names in found.items() if names}
+
+
+async def expire_all(host: Host) -> int:
+    """Turns of the timer until nothing is due; how many it took."""
+    for turns in itertools.count(1):
+        before = len(host.calls)
+        await host.inside(host.engine.expire())
+        if host.calls[before:] == ["expiry.due"]:
+            return turns
+    raise AssertionError
+
+
+@pytest.mark.parametrize("steerable", [False, True])
+async def test_nothing_is_left_of_responses_of_any_kind_after_their_time(steerable: bool) -> None:
+    options = ResponsesServerOptions(resilient_background=True, steerable_conversations=steerable)
+    async with fleet(Teller(3)) as hosts:
+        host = hosts.host(options=options, retention_days=HOURS)
+        for request in ({"input": "hi"}, {"input": LARGE}, background(), background(LARGE, stream=True)):
+            first = await host.create(request)
+            await hosts.finished(first["id"])
+            await host.create({**request, "previous_response_id": first["id"]})
+        await hosts.quiet()
+        deleted = await host.create({"input": LARGE})
+        await host.inside(host.engine.delete(PRINCIPAL, deleted["id"]))
+        await hosts.quiet()
+        await asyncio.sleep(1.9 * HOUR)
+        await expire_all(host)
+        assert len(left(hosts)[RESPONSES]) >= 9
+        await asyncio.sleep(1.2 * HOUR)
+        await expire_all(host)
+        assert left(hosts) == {}
+
+
+async def test_a_key_goes_with_its_response() -> None:
+    async with fleet(Teller(1)) as hosts:
+        host = hosts.host(retention_days=HOURS)
+        await host.create({"input": "hi"}, idempotency_key="k")
+        await hosts.quiet()
+        assert left(hosts)[IDEMPOTENCY]
+        await asyncio.sleep(3.1 * HOUR)
+        await expire_all(host)
+        assert left(hosts) == {}
+
+
+async def test_zero_days_keep_everything() -> None:
+    async with fleet(Teller(1)) as hosts:
+        host = hosts.host(retention_days=0.0)
+        await host.create({"input": "hi"})
+        await hosts.quiet()
+        await asyncio.sleep(4 * HOUR)
+        before = len(host.calls)
+        await host.inside(host.engine.expire())
+        assert host.calls[before:] == []
+        assert left(hosts)[RESPONSES]
+
+
+async def test_a_response_in_flight_is_kept_and_noted_anew() -> None:
+    async with fleet(Teller(3, pause=0.8 * HOUR)) as hosts:
+        host = hosts.host(retention_days=HOURS / 4, handover_after=100 * HOUR)
+        response = await host.create(background())
+        await hosts.storage.expiry.note(
+            hosts.now(), [StoredResponse(partition_key(tenant_of(PRINCIPAL), response["id"]), response["id"])]
+        )
+        await asyncio.sleep(1.6 * HOUR)
+        await expire_all(host)
+        row = await hosts.row(response["id"])
+        assert row is not None
+        assert row.status == "in_progress"
+        await hosts.finished(response["id"], seconds=20 * HOUR)
+        await hosts.quiet()
+        await asyncio.sleep(1.6 * HOUR)
+        await expire_all(host)
+        assert left(hosts) == {}
+
+
+@pytest.mark.parametrize("kind", ["before", "after"])
+@pytest.mark.parametrize("name", ["row.*", "log.*", "payload.*", "expiry.*", "chain.*"])
+async def test_a_turn_of_the_timer_that_fails_anywhere_is_made_good_by_the_next(name: str, kind: FaultKind) -> None:
+    async with fleet(Teller(2)) as hosts:
+        host = hosts.host(queues=False)
+        for spared in range(4):
+            await stored_long_ago(hosts.storage, 8, hosts.now() - 31 * 24 * HOUR)
+            fault = host.seam.inject(Fault(operation=name, kind=kind, after=spared))
+            with suppress(StorageUnavailable):
+                await host.inside(host.engine.expire())
+            assert fault.hits or spared
+            fault.remove()
+            await expire_all(host)
+            assert left(hosts) == {}
+
+
+async def stored_long_ago(storage: Storage, count: int, ended: float) -> None:
+    """Responses as they are after their end; every fortieth has a log and large payloads, every seventh metadata."""
+    noted: list[StoredResponse] = []
+    for number in range(count):
+        large = number % 40 == 0
+        record = RequestRecord(
+            response_id=ids.new_response_id(ids.new_partition()),
+            created_at=int(ended),
+            principal=PRINCIPAL,
+            request={"input": LARGE if large else "hi", "background": large, "stream": large},
+            client_headers={},
+            query_parameters={},
+            agent_reference=None,
+        )
+        key = partition_key(tenant_of(PRINCIPAL), record.response_id)
+        request = await storage.payloads.put(key, record.response_id, "request", record.to_bytes())
+        row = first_row(key, record, Disposition.RESILIENT, request, status="completed")
+        if large:
+            name = segment_name(key, record.response_id, 0, 1)
+            await storage.log.create(name)
+            await storage.log.acquire(name, "11111111-2222-3333-4444-555555555555")
+            row = replace(row, segments=(Segment(name=name, first_sequence=0),))
+        await storage.rows.insert(row)
+        if number % 7 == 0:
+            await storage.chains.replace(await storage.chains.read(key, own_chain_key(row.id)))
+        noted.append(StoredResponse(key, record.response_id))
+    for start in range(0, count, 250):
+        await storage.expiry.note(ended, noted[start : start + 250])
+
+
+@pytest.mark.timeout(240)
+async def test_ten_thousand_expired_responses_are_deleted_in_bounded_batches_and_leave_nothing() -> None:
+    async with fleet(Teller(1)) as hosts:
+        host = hosts.host(queues=False, retention_batch=1_000)
+        await stored_long_ago(hosts.storage, 10_000, hosts.now() - 31 * 24 * HOUR)
+        stored = left(hosts)
+        assert sum(row.startswith("response-") for _, row in stored[RESPONSES]) == 10_000
+        before = len(left(hosts)[RESPONSES])
+        await host.inside(host.engine.expire())
+        assert 0 < before - len(left(hosts)[RESPONSES]) <= 5_000
+        assert await expire_all(host) <= 12
+        assert left(hosts) == {}
+        assert EXPIRY not in left(hosts)
