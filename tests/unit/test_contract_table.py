@@ -9,6 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from api.settings import ApiSettings
+from protocol.request_items import MAX_ITEMS
+from protocol.request_tools import MAX_TOOLS
+from protocol.requests import MAX_VALUES
+from resilience.chain import MAX_PENDING
+from resilience.chain_metadata import MAX_METADATA_BYTES
+
 TESTS = Path(__file__).resolve().parents[1]
 DOCUMENT = TESTS.parent / "docs" / "contract.md"
 
@@ -127,3 +134,16 @@ def test_a_row_that_stands_twice_or_is_unknown_is_noticed(document: str) -> None
     assert faults_of(document.replace(line, f"{line}\n{line}")) == ["B35 has 2 rows"]
     unknown = line.replace("| B35 |", "| B99 |", 1)
     assert faults_of(document.replace(line, f"{line}\n{unknown}")) == ["B99 is no rule"]
+
+
+def test_limits_in_the_table_are_those_of_the_code() -> None:
+    table = DOCUMENT.read_text(encoding="utf-8").partition("### Limits")[2]
+    for written in (
+        f"{MAX_VALUES:,} JSON values",
+        f"| input items | {MAX_ITEMS:,} |",
+        f"| tools | {MAX_TOOLS:,} |",
+        f"| turns that wait in a chain | {MAX_PENDING} |",
+        f"| `conversation_chain_metadata` | {MAX_METADATA_BYTES >> 10} KiB",
+        f"`RESPONSES_MAX_BODY_BYTES` ({ApiSettings().max_body_bytes >> 20} MiB)",
+    ):
+        assert written in table, written
