@@ -1,31 +1,45 @@
-"""One server for the sessions of all clients: a real local host with the example agent and some more to judge."""
+"""One server for the sessions of all clients: a real local host with the example agent and some more to judge.
 
+`RESPONSES_TEST_URL` names a server that runs already, under whatever host, with that agent; then none is started.
+"""
+
+import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import httpx2
 import pytest
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from tests.clients.judge import Judge
-from tests.support.azurite import AzuriteServer
-from tests.support.servers import Deployment, deployment
+from tests.support.servers import deployment
 
 AGENT = "tests.support.agents.versatile:app"
 # The session must not leave this machine, whatever keys the environment holds.
 NO_MODEL = {"OPENAI_API_KEY": "", "AZURE_OPENAI_API_KEY": ""}
 
 
-@pytest.fixture(scope="session")
-def clients_deployment(azurite: AzuriteServer) -> Iterator[Deployment]:
-    with deployment(azurite, agent=AGENT, **NO_MODEL) as made:
+@contextmanager
+def served(request: pytest.FixtureRequest, agent: str) -> Iterator[str]:
+    """The address of a server of that agent, without a path."""
+    if running := os.environ.get("RESPONSES_TEST_URL"):
+        yield running.rstrip("/")
+        return
+    with deployment(request.getfixturevalue("azurite"), agent=agent, **NO_MODEL) as made:
         made.start_blocking()
-        yield made
+        yield made.hosts[0].base_url
+
+
+@pytest.fixture(scope="session")
+def clients_server(request: pytest.FixtureRequest) -> Iterator[str]:
+    with served(request, AGENT) as address:
+        yield address
 
 
 @pytest.fixture
-def base_url(clients_deployment: Deployment) -> str:
+def base_url(clients_server: str) -> str:
     """What a client is configured with."""
-    return f"{clients_deployment.hosts[0].base_url}/v1"
+    return f"{clients_server}/v1"
 
 
 @pytest.fixture

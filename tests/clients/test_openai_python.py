@@ -12,25 +12,23 @@ from openai import AsyncOpenAI
 from openai.types.responses import Response
 from pydantic import BaseModel
 
-from tests.clients.conftest import NO_MODEL
+from tests.clients.conftest import served
 from tests.support import stream_oracle
-from tests.support.azurite import AzuriteServer
-from tests.support.servers import Deployment, deployment, frames_of
+from tests.support.servers import frames_of
 
 TERMINAL = ("completed", "failed", "incomplete", "cancelled")
 
 
 @pytest.fixture(scope="module")
-def server(azurite: AzuriteServer) -> Iterator[Deployment]:
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
     """The example agent, as `make start` runs it."""
-    with deployment(azurite, agent="agent:app", **NO_MODEL) as made:
-        made.start_blocking()
-        yield made
+    with served(request, "agent:app") as address:
+        yield address
 
 
 @pytest.fixture
-async def client(server: Deployment) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=f"{server.hosts[0].base_url}/v1", api_key="local", max_retries=0) as made:
+async def client(server: str) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{server}/v1", api_key="local", max_retries=0) as made:
         yield made
 
 
@@ -192,11 +190,11 @@ async def test_nothing_unstored_can_be_read(client: AsyncOpenAI) -> None:
     stream_oracle.assert_whole([plain(event) for event in events])
 
 
-async def test_a_bare_base_url_is_served_too_with_the_same_bytes(server: Deployment, client: AsyncOpenAI) -> None:
+async def test_a_bare_base_url_is_served_too_with_the_same_bytes(server: str, client: AsyncOpenAI) -> None:
     stream = await client.responses.create(model="m", input="count to 2", background=True, stream=True)
     events = [plain(event) async for event in stream]
     response_id = events[0]["response"]["id"]
-    async with httpx.AsyncClient(base_url=server.hosts[0].base_url) as http:
+    async with httpx.AsyncClient(base_url=server) as http:
         bare = await http.get(f"/responses/{response_id}", params={"stream": "true"})
         versioned = await http.get(f"/v1/responses/{response_id}", params={"stream": "true"})
     assert bare.headers["content-type"] == "text/event-stream; charset=utf-8"
