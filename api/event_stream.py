@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from api.failures import as_api_error
 from protocol import sse
 from protocol.errors import error_event
+from resilience.log_context import bound
 
 _log = logging.getLogger("api.stream")
 
@@ -49,10 +50,11 @@ class EventStreamResponse(StreamingResponse):
         self._reading = self._read()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._close()
+        with bound(request_id=self._request_id):
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                await self._close()
 
     def _read(self) -> "asyncio.Task[bytes]":
         return asyncio.ensure_future(anext(self._frames))

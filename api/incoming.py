@@ -4,6 +4,8 @@ import re
 
 from starlette.requests import Request
 
+from api.access import Access
+from api.headers import single_header
 from protocol.errors import InvalidRequest, PayloadTooLarge
 from protocol.ids import check_response_id, new_request_id
 
@@ -18,11 +20,36 @@ _DRAINED_LIMITS = 4
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,63}", re.ASCII)
 _TRUTHS = {"true": True, "false": False}
+_PRINCIPAL = "responses.principal"
 
 
-def principal_of(_request: Request) -> str:
-    """Who sends the request. Everybody is the same one until requests are authenticated."""
-    return "local"
+class NotAdmitted(Exception):
+    """A request reached its endpoint without having been let in."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(f"{type(self).__doc__} {path}")
+
+
+def admit(request: Request, access: Access) -> None:
+    """Let a request in, and note who sends it.
+
+    Raises:
+        ApiError: It may not come in.
+    """
+    request.scope[_PRINCIPAL] = access.principal_of(request)
+
+
+def principal_of(request: Request) -> str:
+    """Who sends the request.
+
+    Raises:
+        NotAdmitted: Nobody let it in: its endpoint has a way past the entrance.
+    """
+    try:
+        return str(request.scope[_PRINCIPAL])
+    except KeyError:
+        raise NotAdmitted(request.url.path) from None
 
 
 def request_id_of(request: Request) -> str:
@@ -87,6 +114,11 @@ async def body_of(request: Request, limit: int) -> bytes:
     if size > limit:
         raise refusal
     return b"".join(chunks)
+
+
+def trace_headers_of(request: Request) -> dict[str, str]:
+    """The headers `traceparent` and `tracestate`, each if it is there once."""
+    return {name: value for name in ("traceparent", "tracestate") if (value := single_header(request, name))}
 
 
 def idempotency_key_of(request: Request) -> str:

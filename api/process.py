@@ -11,15 +11,22 @@ import importlib
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from api import exporting
 from resilience import ResponsesApp, crash_points
 from resilience.app import NoHandler
 from resilience.engine import Engine
 from resilience.options import EngineSettings
+from resilience.storage_meter import metered
+from resilience.telemetry import shared
 from storage.connection import StorageSettings, open_storage
 
 AGENT_SETTING = "RESPONSES_AGENT"
 DEFAULT_AGENT = "agent:app"
+
+if TYPE_CHECKING:
+    from api.telemetry_sdk import Exporting
 
 _log = logging.getLogger("api")
 
@@ -73,6 +80,7 @@ class Process:
         self._environment = environment
         self._run_function = run_function
         self._made: Engine | None = None
+        self._exporting: Exporting | None = None
 
     def engine(self) -> Engine:
         """The engine of this process.
@@ -86,14 +94,18 @@ class Process:
             if is_disabled(self._environment, self._run_function):
                 settings = replace(settings, eager_start=False)
             app = load_app(self._environment.get(AGENT_SETTING) or DEFAULT_AGENT)
-            storage = open_storage(StorageSettings.from_environment(self._environment))
+            self._exporting = exporting.start(self._environment)
+            storage = metered(open_storage(StorageSettings.from_environment(self._environment)), shared())
             if crash_at := self._environment.get(crash_points.SETTING):
                 app = crash_points.CrashAt.parse(crash_at).install(storage.seam, app)
             self._made = Engine(app, storage, settings)
         return self._made
 
     async def drain(self, grace: float) -> None:
-        """Leave within `grace` seconds: every run ends or goes to another worker (B24)."""
+        """Leave within `grace` seconds: every run ends or goes to another worker (B24).
+
+        What telemetry there is goes after that.
+        """
         if self._made is None:
             return
         try:
@@ -101,3 +113,5 @@ class Process:
                 await self._made.drain()
         except TimeoutError:
             _log.warning("the grace of %.0f s is over; what still runs is found through the ledger", grace)
+        if self._exporting is not None:
+            await self._exporting.flush()

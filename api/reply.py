@@ -1,7 +1,7 @@
 """The answer to one request: JSON, a stream or an error, each with the headers that every answer has."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -24,9 +24,25 @@ _log = logging.getLogger("api")
 class Reply:
     """Makes the answer to the request of that id."""
 
-    def __init__(self, request_id: str, options: ResponsesServerOptions | None = None) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        options: ResponsesServerOptions | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """`headers`: further ones of every answer."""
+        self.options = options or ResponsesServerOptions()
         self._request_id = request_id
-        self._options = options or ResponsesServerOptions()
+        self._more = dict(headers or {})
+
+    @property
+    def request_id(self) -> str:
+        """The id that every answer names."""
+        return self._request_id
+
+    def empty(self, headers: Mapping[str, str]) -> Response:
+        """An answer without a body."""
+        return Response(headers={**self._headers(), **headers})
 
     def json(self, body: Any, status: int = 200) -> Response:
         """A JSON answer."""
@@ -34,7 +50,7 @@ class Reply:
 
     def stream(self, frames: AsyncIterator[bytes], after: int = -1) -> Response:
         """The frames as server-sent events; `after` is the sequence number before the first."""
-        interval = self._options.sse_keep_alive_interval_seconds
+        interval = self.options.sse_keep_alive_interval_seconds
         return EventStreamResponse(
             frames,
             after=after,
@@ -53,5 +69,6 @@ class Reply:
         return response
 
     def _headers(self) -> dict[str, str]:
-        more = self._options.additional_server_version
-        return {REQUEST_ID_HEADER: self._request_id, SERVER_HEADER: f"{SERVER} {more}" if more else SERVER}
+        more = self.options.additional_server_version
+        server = f"{SERVER} {more}" if more else SERVER
+        return {REQUEST_ID_HEADER: self._request_id, SERVER_HEADER: server, **self._more}

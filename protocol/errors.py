@@ -186,6 +186,37 @@ class PayloadTooLarge(ApiError):
     default_code = "request_too_large"
 
 
+class AuthenticationFailed(ApiError):
+    """Incorrect API key provided."""
+
+    status = 401
+    type = INVALID_REQUEST
+    default_code = "invalid_api_key"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, headers={"WWW-Authenticate": "Bearer"})
+
+
+class Forbidden(ApiError):
+    """This request is not allowed."""
+
+    status = 403
+    type = INVALID_REQUEST
+    default_code = "forbidden"
+
+
+class RateLimitExceeded(ApiError):
+    """Too many requests, please retry later."""
+
+    status = 429
+    type = INVALID_REQUEST
+    default_code = "rate_limit_exceeded"
+
+    def __init__(self, message: str | None = None, *, retry_after: int = 1) -> None:
+        """`retry_after`: seconds."""
+        super().__init__(message, headers={"Retry-After": str(retry_after)})
+
+
 class Conflict(ApiError):
     """The request conflicts with another one."""
 
@@ -235,6 +266,17 @@ class ServiceUnavailable(ApiError):
     default_code = "service_unavailable"
 
     def __init__(self, message: str | None = None, *, retry_after: int = 1) -> None:
+        """`retry_after`: seconds."""
+        super().__init__(message, headers={"Retry-After": str(retry_after)})
+
+
+class AccessNotConfigured(ApiError):
+    """This server is not told whom to serve."""
+
+    status = 503
+    default_code = "access_not_configured"
+
+    def __init__(self, message: str | None = None, *, retry_after: int = 60) -> None:
         """`retry_after`: seconds."""
         super().__init__(message, headers={"Retry-After": str(retry_after)})
 

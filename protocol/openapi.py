@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from protocol import errors
+from protocol.conversations import ConversationItemNotFound
 from protocol.items import ListQuery
 from protocol.openapi_schemas import RESPONSE_ID, Schema, components, reference
 from protocol.requests import MAX_LIST_LIMIT
@@ -21,7 +22,8 @@ BARE = "_bare"
 type Errors = tuple[type[errors.ApiError], ...]
 
 _ALWAYS: Errors = (errors.ServerError,)
-_STORED: Errors = (errors.MalformedId, errors.ServiceUnavailable)
+_GUARDED: Errors = (errors.AuthenticationFailed, errors.Forbidden, errors.AccessNotConfigured)
+_STORED: Errors = (*_GUARDED, errors.MalformedId, errors.ServiceUnavailable)
 _ONE = "/responses/{response_id}"
 
 
@@ -76,6 +78,113 @@ _IDEMPOTENCY_KEY: Schema = {
     "schema": {"type": "string", "maxLength": 255},
 }
 
+
+def _path_id(name: str, description: str) -> Schema:
+    schema = {"type": "string", "pattern": "^[0-9A-Za-z_-]{1,256}$"}
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+
+
+def _conversation(name: str, method: str, path: str, summary: str, answer: str, **more: Any) -> Operation:
+    """An operation on one conversation, or on its items."""
+    item = () if "item_id" not in path else (_path_id("item_id", "Of the item."),)
+    refusals: Errors = (errors.ConversationNotFound, *more.pop("errors", ()), *_GUARDED, errors.ServiceUnavailable)
+    if "body" in more:
+        refusals = (errors.InvalidRequest, errors.PayloadTooLarge, *refusals)
+    if item:
+        refusals = (ConversationItemNotFound, *refusals)
+    parameters = (_path_id("conversation_id", "Of the conversation."), *item, *more.pop("parameters", ()))
+    return Operation(
+        name, method, f"/conversations/{{conversation_id}}{path}", summary, answer, refusals, parameters, **more
+    )
+
+
+_CONVERSATIONS = (
+    Operation(
+        name="create_conversation",
+        method="post",
+        path="/conversations",
+        summary="Create a conversation",
+        answer="Conversation",
+        errors=(
+            errors.InvalidRequest,
+            errors.PayloadTooLarge,
+            ConversationItemNotFound,
+            *_GUARDED,
+            errors.ServiceUnavailable,
+        ),
+        body="CreateConversationParam",
+    ),
+    _conversation("get_conversation", "get", "", "Read a conversation", "Conversation"),
+    _conversation(
+        "update_conversation",
+        "post",
+        "",
+        "Give a conversation other metadata",
+        "Conversation",
+        body="UpdateConversationParam",
+    ),
+    _conversation(
+        "delete_conversation",
+        "delete",
+        "",
+        "Delete a conversation, but not its responses",
+        "DeletedConversation",
+        errors=(errors.ConversationLocked,),
+    ),
+    _conversation(
+        "create_conversation_items",
+        "post",
+        "/items",
+        "Put items into a conversation",
+        "ConversationItemList",
+        errors=(ConversationItemNotFound,),
+        body="CreateItemsParam",
+    ),
+    _conversation(
+        "list_conversation_items",
+        "get",
+        "/items",
+        "List the items of a conversation",
+        "ConversationItemList",
+        errors=(errors.InvalidRequest,),
+        parameters=(
+            _query(
+                "limit", "At most so many.", type="integer", minimum=1, maximum=MAX_LIST_LIMIT, default=ListQuery.limit
+            ),
+            _query("order", "Oldest or newest first.", enum=["asc", "desc"], default=ListQuery.order),
+            _query("after", "Only those after the item of this id.", type="string"),
+        ),
+    ),
+    _conversation("get_conversation_item", "get", "/items/{item_id}", "Read an item", "ConversationItem"),
+    _conversation(
+        "delete_conversation_item", "delete", "/items/{item_id}", "Take an item out of a conversation", "Conversation"
+    ),
+)
+_UNRUN = tuple(
+    Operation(
+        name=name,
+        method="post",
+        path=f"/responses/{path}",
+        summary=summary,
+        answer=answer,
+        errors=(
+            errors.InvalidRequest,
+            errors.HandlerRefused,
+            errors.UnsupportedParameter,
+            errors.UnknownParameter,
+            errors.PreviousResponseNotFound,
+            errors.ConversationNotFound,
+            errors.PayloadTooLarge,
+            *_STORED,
+        ),
+        body="CreateResponseParam",
+    )
+    for name, path, summary, answer in (
+        ("count_input_tokens", "input_tokens", "Count the input tokens of a request", "InputTokens"),
+        ("compact_items", "compact", "Make few items of a request's history and input", "CompactedResponse"),
+    )
+)
+
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
         name="create_response",
@@ -95,6 +204,7 @@ OPERATIONS: tuple[Operation, ...] = (
             errors.ConversationQueueFull,
             errors.IdempotencyKeyReused,
             errors.PayloadTooLarge,
+            errors.RateLimitExceeded,
             *_STORED,
         ),
         parameters=(_IDEMPOTENCY_KEY,),
@@ -167,12 +277,15 @@ OPERATIONS: tuple[Operation, ...] = (
             _query("before", "Only those before the item of this id.", type="string"),
         ),
     ),
+    *_UNRUN,
+    *_CONVERSATIONS,
     Operation(
         name="openapi_document",
         method="get",
         path="/openapi.json",
         summary="This document",
         answer=None,
+        errors=_GUARDED,
         prefixes=(VERSION_PREFIX,),
     ),
     Operation(name="healthz", method="get", path="/healthz", summary="Is it alive?", answer="Health", prefixes=("",)),
@@ -182,7 +295,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/readyz",
         summary="Does its storage answer?",
         answer="Health",
-        errors=(errors.ServiceUnavailable,),
+        errors=(*_GUARDED, errors.ServiceUnavailable),
         prefixes=("",),
     ),
 )
@@ -235,8 +348,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
         by_status.setdefault(error.status, []).append(error)
     for status, kinds in sorted(by_status.items()):
         described = " ".join(dict.fromkeys(_sentence(kind) for kind in kinds))
-        more = ("Retry-After",) if status == errors.ServiceUnavailable.status else ()
-        answers[str(status)] = _answer(described, _json(reference("Error")), more)
+        answers[str(status)] = _answer(described, _json(reference("Error")), _MORE_HEADERS.get(status, ()))
     return answers
 
 
@@ -254,6 +366,7 @@ def _json(schema: Schema) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
 
 
+_MORE_HEADERS: dict[int, tuple[str, ...]] = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
 _ON_EVERY_ANSWER = ("x-request-id", "x-platform-server")
 _HEADERS: dict[str, Any] = {
     "x-request-id": {
@@ -262,6 +375,11 @@ _HEADERS: dict[str, Any] = {
         "schema": {"type": "string", "minLength": 1, "maxLength": 64},
     },
     "x-platform-server": {"description": "Which server this is.", "required": True, "schema": {"type": "string"}},
+    "WWW-Authenticate": {
+        "description": "How to authenticate.",
+        "required": True,
+        "schema": {"const": "Bearer"},
+    },
     "Retry-After": {
         "description": "Seconds after which to try again.",
         "required": True,

@@ -12,6 +12,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 from pydantic_core import core_schema
 
 from protocol import ids
+from protocol.conversations import CREATE, CREATE_ITEMS, UPDATE
 from protocol.errors import INVALID_REQUEST, SERVER_ERROR
 from protocol.events import REQUIRED
 from protocol.item_models import OutputItem
@@ -66,7 +67,14 @@ def components() -> dict[str, Schema]:
 
 
 def _requests() -> dict[str, Schema]:
-    made = _definitions({"CreateResponse": VALIDATOR, "Item": TypeAdapter(Item)}, _param_name)
+    kinds: dict[str, TypeAdapter[Any]] = {
+        "CreateResponse": VALIDATOR,
+        "Item": TypeAdapter(Item),
+        "CreateConversation": CREATE,
+        "UpdateConversation": UPDATE,
+        "CreateItems": CREATE_ITEMS,
+    }
+    made = _definitions(kinds, _param_name)
     create = made["CreateResponseParam"]
     create["description"] = "What to answer, and how. Fields that are not listed here pass."
     create["properties"]["previous_response_id"] = _or_null({"type": "string", "pattern": RESPONSE_ID})
@@ -97,17 +105,8 @@ def _answers(requests: Mapping[str, Schema]) -> dict[str, Schema]:
     known = [made[name]["properties"]["type"]["const"] for name in items]
     made["OutputItem"] = {"anyOf": [*(reference(name) for name in items), _other("id", known=known)]}
     made["InputItem"] = {"allOf": [reference("ItemParam"), {"required": ["id", "type"], **_string_field("id")}]}
-    made["InputItemList"] = {
-        "type": "object",
-        "required": ["object", "data", "first_id", "last_id", "has_more"],
-        "properties": {
-            "object": {"const": "list"},
-            "data": {"type": "array", "items": reference("InputItem")},
-            "first_id": {"type": ["string", "null"]},
-            "last_id": {"type": ["string", "null"]},
-            "has_more": {"type": "boolean"},
-        },
-    }
+    made["InputItemList"] = _list_of("InputItem")
+    made |= _conversation_answers(requests)
     made["DeletedResponse"] = {
         "type": "object",
         "required": ["id", "object", "deleted"],
@@ -119,6 +118,46 @@ def _answers(requests: Mapping[str, Schema]) -> dict[str, Schema]:
     }
     made["Health"] = {"type": "object", "required": ["status"], **_string_field("status")}
     return made
+
+
+def _conversation_answers(requests: Mapping[str, Schema]) -> dict[str, Schema]:
+    metadata = requests["CreateConversationParam"]["properties"]["metadata"]
+    return {
+        "Conversation": _object(
+            id=_KINDS[str],
+            object={"const": "conversation"},
+            created_at=_KINDS[int],
+            metadata={"allOf": [metadata, {"type": "object"}]},
+        ),
+        "DeletedConversation": _object(
+            id=_KINDS[str], object={"const": "conversation.deleted"}, deleted={"const": True}
+        ),
+        "ConversationItem": {"anyOf": [reference("InputItem"), reference("OutputItem")]},
+        "ConversationItemList": _list_of("ConversationItem"),
+        "InputTokens": _object(object={"const": "response.input_tokens"}, input_tokens=_KINDS[int]),
+        "CompactedResponse": _object(
+            id={"type": "string", "pattern": RESPONSE_ID},
+            object={"const": "response.compaction"},
+            created_at=_KINDS[int],
+            output={"type": "array", "items": reference("ConversationItem")},
+            usage=reference("Usage"),
+        ),
+    }
+
+
+def _list_of(name: str) -> Schema:
+    """A page of a list."""
+    return _object(
+        object={"const": "list"},
+        data={"type": "array", "items": reference(name)},
+        first_id={"type": ["string", "null"]},
+        last_id={"type": ["string", "null"]},
+        has_more={"type": "boolean"},
+    )
+
+
+def _object(**fields: Schema) -> Schema:
+    return {"type": "object", **_all_of(**fields)}
 
 
 def _events() -> dict[str, Schema]:

@@ -147,7 +147,7 @@ def parse_create(body: bytes) -> dict[str, Any]:
         UnsupportedParameter: `background` without `store` (C7).
         MalformedId: `previous_response_id` is none (B40).
     """
-    request = _json_object(body)
+    request = json_object(body)
     if "conversation_id" in request:
         raise UnknownParameter("Unknown parameter: 'conversation_id'. Use 'conversation'.", param="conversation_id")
     try:
@@ -216,7 +216,7 @@ def parse_list_query(
     return ListQuery(number, "asc" if order == "asc" else "desc", after, before)
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
     if not body.strip():
         raise refusal([fault("The request body is empty; it must be a JSON object.")])
     try:

@@ -72,7 +72,7 @@ async def _record_or_abandon(
 ) -> ResponseRow:
     try:
         return await _record(runtime, key, record, disposition, turn)
-    except StorageError:
+    except (ApiError, StorageError):
         runtime.spawn(_abandon(runtime, key, record.response_id), f"abandoning-{record.response_id}")
         raise
 
@@ -145,9 +145,9 @@ async def join_foreground(runtime: Runtime, key: str, record: RequestRecord, ent
         ApiError: Its chain does not take the turn; nothing is recorded.
         StorageError: It is not recorded.
     """
-    turn = await _join(runtime, key, record, Disposition.FOREGROUND)
     row = first_row(key, record, Disposition.FOREGROUND, entry.request, status="in_progress")
     try:
+        turn = await _join(runtime, key, record, Disposition.FOREGROUND)
         return await _insert(runtime, row, record, turn, asyncio.get_running_loop().time())
     except AlreadyExists as error:  # this worker was declared dead, and the turn with it
         raise StorageUnavailable from error
@@ -231,19 +231,21 @@ async def _insert_turn(
         if turn is None:
             chain = await runtime.storage.chains.read(row.partition_key)
             turn = chains.join(chain, record, runtime.app.options, foreground=not row.background)
-        if turn.waits and waiting is None:
+        if turn.waits:
             row, started = await _disowned(runtime, row), False
-            waiting = await _waiting_row(runtime, row, record)
-        elif not turn.waits and not started and row.background:
+        elif not started and row.background:
             await _send_again(runtime, row)
             started = True
-        wanted = replace(waiting if turn.waits and waiting else row, turn=turn.number, steered=turn.waits)
+        if turn.steered and waiting is None:
+            waiting = await _waiting_row(runtime, row, record)
+        wanted = replace(waiting if turn.steered and waiting else row, turn=turn.number, steered=turn.steered)
         try:
             inserted, chain = await runtime.storage.chains.insert_row(wanted, turn.chain, mark=mark)
         except ChainMoved:
             turn = None
             continue
         chains.steer(runtime, chain)
+        runtime.telemetry.waiting_turns.record(len(chain.pending))
         return Accepted(inserted, chain)
 
 
@@ -252,7 +254,10 @@ async def _disowned(runtime: Runtime, row: ResponseRow) -> ResponseRow:
     if not row.owner:
         return row
     if row.segments:
-        await runtime.storage.log.release(row.segments[-1].name, row.lease_id)
+        try:
+            await runtime.storage.log.release(row.segments[-1].name, row.lease_id)
+        except PreconditionFailed:
+            pass  # an earlier try has released it
     return replace(row, status="queued", generation=0, attempt=0, owner="", lease_id="")
 
 
@@ -315,14 +320,15 @@ async def _abandon(runtime: Runtime, key: str, response_id: str, worker_id: str 
             await asyncio.sleep(ABANDON_RETRY_SECONDS)
         except NotFound:
             continue
+    # A write of ours, of which we heard nothing, may have made another turn the active one.
+    await chains.revive_stubbornly(runtime, key, response_id)
     if worker_id:
         close_run(runtime, worker_id, response_id)
 
 
 async def _leave_chain(runtime: Runtime, row: ResponseRow) -> None:
-    chain = (await runtime.storage.chains.read(row.partition_key)).without_turn(row.id, retract=True)
+    chain = (await runtime.storage.chains.read(row.partition_key)).without_trace(row.id)
     await runtime.storage.chains.delete_row(row, chain)
-    await chains.start_active(runtime, chain)
 
 
 async def remove_blobs(runtime: Runtime, key: str, response_id: str) -> None:

@@ -61,6 +61,7 @@ async def adopt(runtime: Runtime, worker_id: str) -> None:
         if await _mark_dead(runtime, worker_id):
             found = await runtime.storage.ledger.entries(worker_id)
             _log.warning("worker %s is dead: %d open entries", worker_id, len(found))
+            runtime.telemetry.adopted.add(1)
             for open_entry in found:
                 await _take_care(runtime, open_entry)
             ended = [_response_of(each) for each in found if each.kind == FOREGROUND]
@@ -160,6 +161,7 @@ async def _fail_turn(runtime: Runtime, row: ResponseRow, record: RequestRecord) 
         lambda chain: chain.without_turn(row.id, retract=True),
         runtime.settings.finish_patience,
     )
+    runtime.telemetry.count_outcome(snapshot, row.disposition)
     await start_active(runtime, chain)
 
 
@@ -181,4 +183,5 @@ async def _insert_failure(runtime: Runtime, key: str, record: RequestRecord, req
         await storage.rows.insert(replace(row, snapshot=stored, generation=1, attempt=1, error_code="server_error"))
     except AlreadyExists:
         return False
+    runtime.telemetry.count_outcome(snapshot, Disposition.FOREGROUND)
     return True

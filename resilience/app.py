@@ -14,6 +14,10 @@ type Handler = Callable[[dict[str, Any], ResponseContext, Any], Events | Awaitab
 type Acceptor = Callable[[dict[str, Any], ResponseContext], Awaitable[dict[str, Any] | None]]
 
 
+type InputTokenCounter = Callable[[dict[str, Any], ResponseContext], Awaitable[int]]
+type Compactor = Callable[[dict[str, Any], ResponseContext], Awaitable[list[dict[str, Any]]]]
+
+
 class NoHandler(RuntimeError):
     """The app has no handler: decorate one with @app.response_handler."""
 
@@ -38,6 +42,10 @@ class ResponsesApp:
         self._handler: Handler | None = None
         self.acceptor: Acceptor | None = None
         """What answers for a turn that has to wait, if one is registered."""
+        self.token_counter: InputTokenCounter | None = None
+        """What counts the tokens of a request, if one is registered."""
+        self.folder: Compactor | None = None
+        """What makes few items of many, if one is registered."""
 
     @property
     def handler(self) -> Handler:
@@ -85,16 +93,46 @@ class ResponsesApp:
         Raises:
             TypeError: It is not an async function of these two parameters, or one is registered already.
         """
-        if self.acceptor is not None:
-            raise TypeError("the app already has a response acceptor")
-        try:
-            inspect.signature(acceptor).bind(None, None)
-        except TypeError as error:
-            raise TypeError(f"the acceptor {_name(acceptor)} must take exactly (request, context)") from error
-        if not inspect.iscoroutinefunction(acceptor):
-            raise TypeError(f"the acceptor {_name(acceptor)} must be an async function")
+        _check_hook("acceptor", acceptor, self.acceptor)
         self.acceptor = cast("Acceptor", acceptor)
         return acceptor
+
+    def input_token_counter[C: Callable[..., Any]](self, counter: C) -> C:
+        """Register ``async def counter(request, context)``, which counts the input tokens of a request; a decorator.
+
+        ``context.get_input_items()`` and ``context.get_history()`` give what a handler would get. Without a counter the
+        number is an estimate, see `resilience.token_count`. Its `ValueError` refuses the request with status 400.
+
+        Raises:
+            TypeError: It is not an async function of these two parameters, or one is registered already.
+        """
+        _check_hook("input token counter", counter, self.token_counter)
+        self.token_counter = cast("InputTokenCounter", counter)
+        return counter
+
+    def compactor[C: Callable[..., Any]](self, compactor: C) -> C:
+        """Register ``async def compactor(request, context)``, which makes few items of many; a decorator.
+
+        It returns the items that the client goes on with in place of the history and the input of the request. Without
+        a compactor see `resilience.compaction`. Its `ValueError` refuses the request with status 400.
+
+        Raises:
+            TypeError: It is not an async function of these two parameters, or one is registered already.
+        """
+        _check_hook("compactor", compactor, self.folder)
+        self.folder = cast("Compactor", compactor)
+        return compactor
+
+
+def _check_hook(kind: str, hook: Callable[..., Any], registered: object) -> None:
+    if registered is not None:
+        raise TypeError(f"the app already has {'an' if kind[0] in 'aeiou' else 'a'} {kind}")
+    try:
+        inspect.signature(hook).bind(None, None)
+    except TypeError as error:
+        raise TypeError(f"the {kind} {_name(hook)} must take exactly (request, context)") from error
+    if not inspect.iscoroutinefunction(hook):
+        raise TypeError(f"the {kind} {_name(hook)} must be an async function")
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:

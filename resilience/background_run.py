@@ -26,6 +26,7 @@ from protocol.errors import ApiError, HandlerRefused, error_event
 from protocol.event_stream import CHECKPOINT
 from protocol.response import TERMINAL_STATUSES, failed, fill_response
 from resilience import chain
+from resilience.attempt import background_attempt
 from resilience.chain_metadata import ConversationChainMetadata
 from resilience.context import ExitForRecovery, ResponseContext
 from resilience.dispatch import Disposition
@@ -97,6 +98,7 @@ class BackgroundRun:
         self._verdict = verdict or _verdict_on(ownership, runtime.settings.max_attempts)
         self._ownership = ownership
         self._worker_id = ownership.row.owner
+        self._attempt = background_attempt(runtime, ownership, record)
         self._record = record
         self._feed = feed
         if feed is not None:
@@ -153,6 +155,12 @@ class BackgroundRun:
 
     async def execute(self) -> RunEnd:
         """Run to the end in this process; safe to be killed anywhere."""
+        with self._attempt:
+            end = await self._execute()
+            self._attempt.left(end.name.lower())
+        return end
+
+    async def _execute(self) -> RunEnd:
         try:
             await self._prepare()
             return await self._run()
@@ -189,7 +197,11 @@ class BackgroundRun:
         if self._feed is not None:
             self._feed.begin(self._ownership.last_sequence + 1)
             self._journal = Journal(
-                self._ownership, self._feed, self._runtime.settings, lambda: len(self._runtime.running)
+                self._ownership,
+                self._feed,
+                self._runtime.settings,
+                lambda: len(self._runtime.running),
+                self._runtime.telemetry.count_append,
             )
 
     async def _persisted(self) -> dict[str, Any] | None:
@@ -215,6 +227,7 @@ class BackgroundRun:
             return await self._fail(self._verdict.message, shutdown_reason=self._verdict.shutdown_reason)
         if self._must_leave.done() and self._ownership.row.disposition == Disposition.RESILIENT:
             return await self._hand_over(graceful=True)  # told to leave before it began: no entry for that
+        self._attempt.started()
         name = f"handler-{self._record.response_id}"
         self._handler = asyncio.get_running_loop().create_task(self._enter(), name=name)
         await self._wait(self._handler, self._ending, self._cancelled, self._must_leave, self._displaced)
@@ -248,6 +261,8 @@ class BackgroundRun:
             self._muted = True  # whatever the handler still says, the outcome is this
             self._ending.set_result(result)
             return
+        if not self._attempt.has_begun:
+            self._attempt.begun()
         for stamped in result:
             await self._emit(stamped)
 
@@ -373,9 +388,16 @@ class BackgroundRun:
             _log.exception("response %s: the outcome could not be stored", self._record.response_id)
             snapshot = failed(snapshot, "storage_error", "The storage did not answer while the response was finished.")
             await self._decide_stubbornly(snapshot)
+        self._attempt.decided(snapshot)
+        self._attempt.terminal(snapshot)
         await self._close_log(snapshot, refused)
         await self._wind_down()
-        await chain.start_active(self._runtime, self._ownership.chain)
+        left, row = self._ownership.chain, self._ownership.row
+        if left is not None and left.ending == row.id:
+            await self._stop_handler()
+            await chain.revive(self._runtime, row.partition_key, row.id)
+        else:
+            await chain.start_active(self._runtime, left)
         return RunEnd.ENDED
 
     async def _decide(self, snapshot: dict[str, Any]) -> None:
@@ -386,6 +408,7 @@ class BackgroundRun:
             completed_at=snapshot.get("completed_at"),
             error_code=str(error.get("code", "")) if isinstance(error, dict) else "",
             metadata=self._unkept(),
+            runs_on=self._handler is not None and not self._handler.done(),
         )
 
     async def _decide_stubbornly(self, snapshot: dict[str, Any]) -> None:
@@ -404,14 +427,16 @@ class BackgroundRun:
         self._signal.set()
         if row.snapshot is not None:
             snapshot = jsonio.loads(await self._runtime.storage.payloads.get(row.snapshot))
+            self._attempt.terminal(snapshot)
             try:
                 await self._flush()
                 await self._close_log(snapshot)
             except OwnershipLost:
                 await complete_log(self._runtime.storage, row)
         await self._wind_down()
+        await self._stop_handler()
         if row.turn:
-            await chain.revive(self._runtime, row.partition_key)
+            await chain.revive(self._runtime, row.partition_key, row.id)
         return RunEnd.ENDED
 
     async def _close_log(self, snapshot: dict[str, Any], refused: ApiError | None = None) -> None:
@@ -433,8 +458,13 @@ class BackgroundRun:
             return await self._end_cancelled(lost.row)
         if lost.still_names(self._worker_id):
             return RunEnd.RECLAIM
-        if lost.row.status in TERMINAL_STATUSES and not lost.row.deleted:
-            await complete_log(self._runtime.storage, lost.row)
+        if lost.row.status in TERMINAL_STATUSES:
+            self._attempt.terminal({"status": lost.row.status})
+            if not lost.row.deleted:
+                await complete_log(self._runtime.storage, lost.row)
+            await self._stop_handler()
+            if lost.row.turn:  # the outcome may be ours, and then nobody else starts the next turn
+                await chain.revive(self._runtime, lost.row.partition_key, lost.row.id)
             return RunEnd.ENDED
         _log.warning("response %s: another worker owns it now", self._record.response_id)
         return RunEnd.LOST

@@ -15,6 +15,7 @@ from resilience import acceptance, chain
 from resilience.acceptance import remove_blobs
 from resilience.background_run import ATTEMPTS_EXHAUSTED, UNREADABLE, BackgroundRun, RunEnd, Verdict
 from resilience.dispatch import Disposition
+from resilience.log_context import start_anew
 from resilience.log_repair import complete_log
 from resilience.ownership import ClaimRequest, Declined, Ownership, Reason, claim, has_log, is_alive
 from resilience.placement import tenant_in
@@ -167,6 +168,7 @@ class BackgroundRuns:
     async def _run(self, key: str, response_id: str, verdict: Verdict | None) -> None:
         if response_id in self._ended_here:
             return
+        start_anew(response_id=response_id)
         async with self._turn(response_id):
             run = await self._attach(response_id)
             if run is None:
@@ -267,10 +269,11 @@ class BackgroundRuns:
         if declined.reason is Reason.TERMINAL and declined.row is not None:
             await complete_log(self._runtime.storage, declined.row)
             if declined.row.turn and not await self._is_wound_down_elsewhere(declined.row):
-                await chain.revive(self._runtime, key)
+                await chain.revive(self._runtime, key, response_id)
         elif declined.reason in (Reason.NO_ROW, Reason.DELETED):
             _log.info("response %s: nothing to run (%s)", response_id, declined.reason.name)
             await remove_blobs(self._runtime, key, response_id)
+            await chain.revive(self._runtime, key, response_id)  # it may have left its chain before it was removed
 
     async def _is_wound_down_elsewhere(self, row: ResponseRow) -> bool:
         """True while the worker that ended this turn lives: it starts the next one, after its handler is gone."""

@@ -4,7 +4,8 @@ The CAS that writes `cancelled` is the decision: against a terminal row it is no
 is refused and looked at again. The owner of the run learns of it within a second, or at once in the same process,
 and writes the terminal frame; where nobody owns the run, the canceller completes the log itself.
 
-A turn leaves its chain with the same write. The owner of a run starts the next one after its handler has wound down;
+A turn leaves its chain with the same write. The owner of a run starts the next one after its handler has wound down,
+and nobody else does before (`ending` of the chain);
 where nobody owns the turn the canceller does, and a delayed start message of the cancelled turn, sent before, makes
 sure of it: whoever receives it finds the turn finished and starts the chain's active one.
 """
@@ -61,6 +62,7 @@ async def _decide(runtime: Runtime, row: ResponseRow) -> dict[str, Any]:
         decided, left = await _decide_in_chain(runtime, wanted)
     else:
         decided = await replace_row(runtime.storage, wanted, runtime.settings.finish_patience)
+    runtime.telemetry.count_outcome(snapshot, row.disposition)
     running = runtime.running.get(row.id)
     if running is not None:
         running.cancelled(decided)
@@ -79,7 +81,7 @@ async def _decide_in_chain(runtime: Runtime, wanted: ResponseRow) -> tuple[Respo
     def leave(chain: ChainRow) -> ChainRow:
         nonlocal was_active
         was_active = chain.active is not None and chain.active.id == wanted.id
-        return chain.without_turn(wanted.id)
+        return chain.without_turn(wanted.id, runs_on=bool(wanted.owner))
 
     decided, left = await replace_with_chain(runtime.storage, wanted, leave, runtime.settings.finish_patience)
     return decided, left if was_active else None

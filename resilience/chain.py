@@ -8,24 +8,36 @@ a conversation, or if chains are steerable; every other response is a chain of i
   Something runs: it is refused (`ConversationLocked`), or waits if chains are steerable.
 - *End*: the row gets its outcome together with the chain, and the oldest turn that waits becomes the active one. So an
   active turn never has an outcome, and a waiting one is never forgotten.
+- *One handler at a time*: where the outcome comes before the handler of the active turn is gone (a cancel, a handler
+  that cleans up after its last event), the chain keeps the turn as `ending`. The next one becomes the active turn, and
+  begins when whoever ran the ended one has taken `ending` back.
 - *Start of the next*: a start message for a background turn; a foreground one is looked for by its own request. Who
   ended the turn sends it, after its handler is gone; a crash in between is found through that worker's ledger, whose
   entry is closed after it, and whoever meets a finished turn sends it again (`revive`).
 """
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 
-from protocol.errors import ConversationForkNotSupported, ConversationLocked, ConversationQueueFull
+from protocol.errors import (
+    ConversationForkNotSupported,
+    ConversationLocked,
+    ConversationNotFound,
+    ConversationQueueFull,
+)
 from resilience.dispatch import Disposition
 from resilience.options import ResponsesServerOptions
 from resilience.placement import tenant_in
 from resilience.record import RequestRecord
 from resilience.runtime import Runtime
 from storage.chains import ChainRow
+from storage.errors import ChainMoved, StorageUnavailable
 
 MAX_PENDING = 9
 """Turns that may wait in one chain (S5)."""
+
+STORAGE_RETRY_SECONDS = 2.0
 
 _ID_LENGTH = 32
 
@@ -49,17 +61,26 @@ class Joining:
 
     chain: ChainRow
     number: int
-    waits: bool
+    steered: bool
+    """True if it is queued behind another turn (S3)."""
+
+    @property
+    def waits(self) -> bool:
+        """True unless its handler may begin at once."""
+        return self.steered or bool(self.chain.ending)
 
 
 def join(chain: ChainRow, record: RequestRecord, options: ResponsesServerOptions, *, foreground: bool) -> Joining:
     """The chain with this turn.
 
     Raises:
+        ConversationNotFound: The conversation was deleted.
         ConversationForkNotSupported: The turn continues another one than the chain's last (S4).
         ConversationLocked: Another turn runs, and chains are not steerable (S2).
         ConversationQueueFull: `MAX_PENDING` turns wait already (S5).
     """
+    if chain.deleted:
+        raise ConversationNotFound(record.conversation or None)
     previous = record.previous_response_id
     # A chain that is not stored yet begins with what was made before chains were steerable.
     if previous and chain.etag and previous not in (chain.last, chain.alternate):
@@ -82,7 +103,7 @@ async def read_for(runtime: Runtime, partition_key: str, record: RequestRecord) 
 
 def steer(runtime: Runtime, chain: ChainRow) -> None:
     """Tell the active turn, if it runs in this process, that others wait behind it (S3)."""
-    if chain.active is None or not chain.pending:
+    if chain.active is None:
         return
     running = runtime.running.get(chain.active.id)
     if running is not None:
@@ -91,7 +112,7 @@ def steer(runtime: Runtime, chain: ChainRow) -> None:
 
 async def start_active(runtime: Runtime, chain: ChainRow | None) -> None:
     """Start the turn that may run now. Sent twice it does no harm: a claim decides."""
-    if chain is None or chain.active is None:
+    if chain is None or chain.active is None or chain.ending:
         return
     if chain.active.foreground:
         runtime.turns.tell(chain.active.id)
@@ -100,6 +121,27 @@ async def start_active(runtime: Runtime, chain: ChainRow | None) -> None:
     runtime.start_soon(chain.partition_key, chain.active.id)
 
 
-async def revive(runtime: Runtime, partition_key: str) -> None:
-    """Start the active turn of a chain one of whose turns was found finished: who ended it may have died before."""
-    await start_active(runtime, await runtime.storage.chains.read(partition_key))
+async def revive(runtime: Runtime, partition_key: str, gone: str) -> None:
+    """Start the active turn of a chain one of whose turns was found finished: who ended it may have died before.
+
+    `gone` is that turn; its handler does not run any more.
+    """
+    while True:
+        chain = await runtime.storage.chains.read(partition_key)
+        if chain.ending == gone:
+            try:
+                chain = await runtime.storage.chains.replace(chain.wound_down(gone))
+            except ChainMoved:
+                continue
+        await start_active(runtime, chain)
+        return
+
+
+async def revive_stubbornly(runtime: Runtime, partition_key: str, gone: str) -> None:
+    """`revive`, however long storage does not answer."""
+    while True:
+        try:
+            await revive(runtime, partition_key, gone)
+            return
+        except StorageUnavailable:
+            await asyncio.sleep(STORAGE_RETRY_SECONDS)

@@ -35,7 +35,7 @@ class ChainMetadataNamespace(MutableMapping[str, Any]):
     Names that begin with ``_`` are the server's own.
 
     Raises:
-        ValueError: A name begins with ``_``, or a value is none of JSON's.
+        ValueError: A name begins with ``_``, or a value is none of JSON's: it would not come back as it was put in.
         MetadataTooLarge: All namespaces together would be larger than `MAX_METADATA_BYTES`.
     """
 
@@ -48,6 +48,7 @@ class ChainMetadataNamespace(MutableMapping[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         _check_name(name)
+        _check_value(name, value)
         before = self._values.get(name)
         present = name in self._values
         self._values[name] = value
@@ -99,7 +100,8 @@ class ConversationChainMetadata(ChainMetadataNamespace):
         self._namespaces: dict[str, dict[str, Any]] = jsonio.loads(stored) if stored else {}
         super().__init__(None, self._namespaces.setdefault("", {}))
         self._store = store
-        self._flushed = self.to_bytes()
+        self._flushed: bytes | None = self.to_bytes()
+        """What is stored; None while that is not known."""
 
     def __call__(self, namespace: str) -> ChainMetadataNamespace:
         """A namespace of its own, for a library used by a handler, say.
@@ -133,15 +135,12 @@ class ConversationChainMetadata(ChainMetadataNamespace):
         data = self.to_bytes()
         return None if data == self._flushed else data
 
-    def stored(self, data: bytes) -> None:
-        """This form is stored now."""
-        self._flushed = data
-
     async def flush(self) -> None:
         data = self.changed()
         if data is not None:
+            self._flushed = None  # a flush that fails, or is cut off, may have been stored or may be yet
             await self._store(data)
-            self.stored(data)
+            self._flushed = data
 
     @property
     def _root(self) -> "ConversationChainMetadata":
@@ -153,3 +152,9 @@ def _check_name(name: object) -> None:
         raise ValueError(f"names are texts, not {type(name).__name__}")
     if name.startswith("_"):
         raise ValueError(f"the name {name!r} begins with '_': such names are the server's own")
+
+
+def _check_value(name: str, value: object) -> None:
+    # What the encoder can write is more than JSON can carry: dates, tuples, and NaN among others.
+    if jsonio.loads(jsonio.dumps(value)) != value:
+        raise ValueError(f"the value of {name!r} would not come back from JSON as it is")

@@ -5,7 +5,7 @@ Once per idempotency key.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from protocol import ids
@@ -13,10 +13,12 @@ from protocol.errors import ApiError, PreviousResponseNotFound, ResponseDeleted
 from protocol.response import strip_internal
 from resilience import acceptance, chain
 from resilience.background_runs import BackgroundRuns
+from resilience.conversations import refuse_deleted
 from resilience.dispatch import Disposition, decide
 from resilience.foreground_record import ForegroundRecord, TurnRecord
 from resilience.foreground_run import ForegroundRun
 from resilience.idempotency import RequestKey, hash_of
+from resilience.log_context import bound
 from resilience.outcome import terminal_frames
 from resilience.ownership import has_log, read_row
 from resilience.placement import partition_key, tenant_of
@@ -46,6 +48,7 @@ class Call:
         client_headers: Its ``x-client-*`` headers, names in lower case.
         query_parameters: Its query.
         idempotency_key: Its ``Idempotency-Key``, "" for none (I1).
+        trace_headers: Its ``traceparent`` and ``tracestate``, as far as there are any.
     """
 
     request: dict[str, Any]
@@ -53,6 +56,7 @@ class Call:
     client_headers: Mapping[str, str]
     query_parameters: Mapping[str, str]
     idempotency_key: str = ""
+    trace_headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,18 +138,25 @@ class Creation:
             query_parameters=dict(call.query_parameters),
             agent_reference=request.get("agent_reference"),
             request_key=hash_of(call.idempotency_key),
+            trace_context=self._runtime.telemetry.accept(call.trace_headers),
         )
         if previous:
             row = await read_row(self._runtime.storage, partition_key(tenant, previous), previous)
             steerable = self._runtime.app.options.steerable_conversations
             if row is None or row.deleted or (is_unseen(row) and not steerable):
                 raise PreviousResponseNotFound(previous)
+        if record.conversation and disposition is Disposition.TRANSIENT:  # it joins no chain that could refuse it
+            await refuse_deleted(self._runtime, partition_key(tenant, record.response_id), record.conversation)
         # What is not stored cannot be answered with again: there a key has nothing to stand for.
         keyed = call.idempotency_key and disposition is not Disposition.TRANSIENT
         key = RequestKey(self._runtime, tenant, call.idempotency_key, request) if keyed else None
         return _Admitted(record, disposition, tenant, key)
 
     async def _make_once(self, admitted: _Admitted) -> _Made:
+        with bound(response_id=admitted.record.response_id):
+            return await self._make_by_key(admitted)
+
+    async def _make_by_key(self, admitted: _Admitted) -> _Made:
         if admitted.request_key is None:
             return await self._make(admitted)
         if admitted.disposition.runs_in_background:
@@ -233,6 +244,8 @@ class Creation:
         except (ApiError, StorageError) as error:
             if isinstance(error, ApiError):  # else the entry stays open until it is certain that nothing is left
                 close_run(runtime, entry.worker_id, record.response_id)
+                if entry.request.blob is not None:
+                    await runtime.storage.payloads.delete_all(key, record.response_id)
             if admitted.request_key is not None:
                 await admitted.request_key.release(record.response_id)
             raise

@@ -4,6 +4,7 @@ A cleanup message is sent before: whoever receives it and meets the marker delet
 """
 
 from dataclasses import replace
+from functools import partial
 
 from protocol.errors import CannotDeleteInFlight, ResponseNotFound
 from protocol.response import TERMINAL_STATUSES
@@ -44,18 +45,31 @@ async def delete(runtime: Runtime, key: str, response_id: str) -> None:
     await remove_blobs(runtime, key, response_id)
 
 
+class _Outdated(Exception):
+    """The chain was changed since it was found out which turn comes before."""
+
+
 async def _mark_in_chain(runtime: Runtime, row: ResponseRow) -> None:
-    """Where the last turn is deleted, the chain goes on from the one before it."""
-    before = await _undeleted_before(runtime, row)
+    """Where the last turn is deleted, the chain goes on from the one before it.
 
-    def forget(chain: ChainRow) -> ChainRow:
-        return replace(
-            chain,
-            last=before if chain.last == row.id else chain.last,
-            alternate="" if chain.alternate == row.id else chain.alternate,
-        )
+    That one may be deleted at the same time: it is looked for again whenever the chain was changed.
+    """
+    patience = runtime.settings.finish_patience
+    while True:
+        seen = await runtime.storage.chains.read(row.partition_key)
+        before = await _undeleted_before(runtime, row)
+        forget = partial(_forget, seen, row.id, before)
+        try:
+            await replace_with_chain(runtime.storage, _marker(row), forget, patience, known=seen)
+        except _Outdated:
+            continue
+        return
 
-    await replace_with_chain(runtime.storage, _marker(row), forget, runtime.settings.finish_patience)
+
+def _forget(seen: ChainRow, response_id: str, before: str, chain: ChainRow) -> ChainRow:
+    if chain.etag != seen.etag:
+        raise _Outdated
+    return chain.continued_from(before, instead_of=response_id)
 
 
 async def _undeleted_before(runtime: Runtime, row: ResponseRow) -> str:

@@ -16,7 +16,7 @@ from protocol.errors import (
     StreamUnavailable,
 )
 from protocol.response import strip_internal
-from resilience import cancellation, deletion
+from resilience import cancellation, conversations, deletion
 from resilience.adoption import adopt, sweep
 from resilience.app import ResponsesApp
 from resilience.background_runs import BackgroundRuns
@@ -31,6 +31,7 @@ from resilience.run_watch import RunWatch
 from resilience.runtime import Runtime, unix_time
 from resilience.snapshots import record_of, snapshot_of
 from resilience.tail import Tails
+from resilience.telemetry import Telemetry, shared
 from resilience.worker import PusherFactory, ThreadPusher, Worker
 from storage.connection import Storage
 from storage.queues import MalformedMessage, parse_start, parse_watch
@@ -53,6 +54,7 @@ class Engine:
         *,
         now: Callable[[], int] = unix_time,
         pusher: PusherFactory = ThreadPusher,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.runtime = Runtime(
             storage=storage,
@@ -61,6 +63,7 @@ class Engine:
             worker=Worker(storage, settings, pusher, now),
             tails=Tails(storage, settings),
             now=now,
+            telemetry=telemetry or shared(),
         )
         watch = RunWatch(self.runtime)
         self._background = BackgroundRuns(self.runtime, watch)
@@ -154,7 +157,9 @@ class Engine:
         except (MalformedMessage, ValueError):
             _log.error("a start message that is none was dropped")
             return
-        if message.cleanup:
+        if message.cleanup and conversations.is_address(message.id):
+            await conversations.clean_up(self.runtime, key)
+        elif message.cleanup:
             await self._background.clean_up(key, message.id)
         else:
             await self._background.run(key, message.id)
@@ -174,6 +179,7 @@ class Engine:
 
     async def poison_message(self, text: str) -> None:
         """A start message that failed too often: its response fails, unless somebody runs it (R5)."""
+        self.runtime.telemetry.poisoned.add(1, {"responses.queue": "work"})
         try:
             message = parse_start(text)
             key = partition_key(message.tenant, message.id)
@@ -184,6 +190,7 @@ class Engine:
 
     async def poison_watch(self, text: str) -> None:
         """A watch message that failed too often: once more from the start, it is too important to be dropped."""
+        self.runtime.telemetry.poisoned.add(1, {"responses.queue": "watch"})
         try:
             await self.runtime.storage.watch.send(
                 parse_watch(text).worker, delay=self.runtime.settings.watch_visibility

@@ -11,6 +11,7 @@ in between is found.
 import asyncio
 import logging
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,14 @@ from resilience.rows import first_row
 from resilience.run_entries import ForegroundEntry, close_run, open_foreground
 from resilience.runtime import Runtime
 from storage.chains import ChainRow
-from storage.errors import AlreadyExists, ChainMoved, PreconditionFailed, StorageError, StorageUnavailable
+from storage.errors import (
+    AlreadyExists,
+    ChainMoved,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+    StorageUnavailable,
+)
 from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.run")
@@ -95,6 +103,8 @@ class ForegroundRecord:
         """It was refused before it began: nothing is recorded, and nothing a key could stand for (I1)."""
         if self._request_key is not None:
             await self._request_key.release(self._record.response_id)
+        if self._entry is not None and self._entry.request.blob is not None:
+            await self._runtime.storage.payloads.delete_all(self._key, self._record.response_id)
 
     async def leave(self) -> None:
         """The handler is gone: nothing is left to do for this run if this worker dies, once its outcome is stored."""
@@ -145,7 +155,7 @@ class ForegroundRecord:
         row = first_row(self._key, self._record, self._disposition, self._entry.request)
         async for attempt in patiently(patience):
             with attempt:
-                row = await self._with_outcome(row, snapshot, last_sequence)
+                row = replace(row, **await self._outcome(snapshot, last_sequence))
                 try:
                     await self._runtime.storage.rows.insert(row, mark=mark)
                 except AlreadyExists:
@@ -153,21 +163,21 @@ class ForegroundRecord:
                     return await self._snapshot_in(stands)
         return snapshot
 
-    async def _with_outcome(self, row: ResponseRow, snapshot: dict[str, Any], last_sequence: int) -> ResponseRow:
+    async def _outcome(self, snapshot: dict[str, Any], last_sequence: int) -> dict[str, Any]:
+        """The row's fields that say it, with the snapshot in place."""
         stored = await self._runtime.storage.payloads.put(
             self._key, self._record.response_id, "snapshot", jsonio.dumps(snapshot)
         )
         error = snapshot.get("error")
-        return replace(
-            row,
-            status=snapshot["status"],
-            snapshot=stored,
-            generation=1,
-            attempt=1,
-            completed_at=snapshot.get("completed_at"),
-            error_code=str(error["code"]) if isinstance(error, dict) else "",
-            last_sequence=last_sequence,
-        )
+        return {
+            "status": snapshot["status"],
+            "snapshot": stored,
+            "generation": 1,
+            "attempt": 1,
+            "completed_at": snapshot.get("completed_at"),
+            "error_code": str(error["code"]) if isinstance(error, dict) else "",
+            "last_sequence": last_sequence,
+        }
 
     async def _snapshot_in(self, row: ResponseRow) -> dict[str, Any]:
         if row.snapshot is None:
@@ -195,11 +205,17 @@ class TurnRecord(ForegroundRecord):
         self.chain = chain
         self.unkept: bytes | None = None
         """The chain's metadata that goes with the outcome."""
+        self.runs_on = False
+        """True if the handler is not gone with the outcome: the next turn has to wait for that."""
+        self._has_left = False
+        self._next: ChainRow | None = None
+        """The chain as this turn left it; None while it has to be looked at."""
+        self._writing = asyncio.Lock()  # a write begins from the etag of the one before it
 
     @property
     def is_active(self) -> bool:
         """True once it is this turn's turn."""
-        return self.chain.active is not None and self.chain.active.id == self.row.id
+        return self.chain.may_start(self.row.id)
 
     async def look(self) -> dict[str, Any] | None:
         """Wait a little for this turn's turn; the response, if its outcome was decided elsewhere meanwhile."""
@@ -213,58 +229,123 @@ class TurnRecord(ForegroundRecord):
             row = await read_row(self._runtime.storage, self._key, self.row.id)
         except StorageUnavailable:
             return None  # it is looked at again in a moment
+        self._has_left = True
         if row is None or row.status not in TERMINAL_STATUSES:
             raise StorageError("A turn left its chain without an outcome.")
         return await self._snapshot_in(row)
 
     async def keep(self, metadata: bytes) -> None:
         """Store what the turns of the chain keep for one another (S7); refused once another decided the outcome."""
-        self.row, self.chain = await replace_with_chain(
-            self._runtime.storage,
-            self.row,
-            lambda chain: replace(chain, metadata=metadata),
-            self._runtime.settings.finish_patience,
-            known=self.chain,
-        )
+
+        def change(chain: ChainRow) -> ChainRow:
+            return replace(chain, metadata=metadata)
+
+        # Never cut off: the etag of a write whose reply nobody read would refuse the outcome.
+        await asyncio.shield(self._runtime.spawn(self._replace({}, change), f"keeping-{self.row.id}"))
+
+    async def _replace(self, changes: dict[str, Any], change: Callable[[ChainRow], ChainRow]) -> None:
+        """Write this turn's row with its chain; only an outcome that another decided refuses it.
+
+        The row was changed without one: by an earlier write of this very turn, whose reply was lost.
+        """
+        async with self._writing:
+            while True:
+                try:
+                    self.row, self.chain = await replace_with_chain(
+                        self._runtime.storage,
+                        replace(self.row, **changes),
+                        change,
+                        self._runtime.settings.finish_patience,
+                        known=self.chain,
+                    )
+                except OwnershipLost as lost:
+                    if lost.row is None or lost.row.status in TERMINAL_STATUSES:
+                        raise
+                    self.row = lost.row
+                else:
+                    return
 
     async def drop(self) -> None:
+        try:
+            await self._drop()
+        except StorageUnavailable:
+            # The entry stays open until it is certain that nothing is left.
+            self._storing = self._runtime.spawn(self._drop_stubbornly(), f"dropping-{self.row.id}")
+            raise
+
+    async def _drop_stubbornly(self) -> None:
         while True:
-            chain = self.chain.without_turn(self.row.id, retract=True)
+            await asyncio.sleep(STORAGE_RETRY_SECONDS)
             try:
-                await self._runtime.storage.chains.delete_row(self.row, chain)
-                break
-            except ChainMoved:
-                self.chain = await self._runtime.storage.chains.read(self._key)
-            except PreconditionFailed:
-                break  # another decided the outcome, and took the turn out of the chain
+                await self._drop()
+                return
+            except StorageUnavailable:
+                continue
+
+    async def _drop(self) -> None:
+        async with self._writing:
+            while not self._has_left:
+                chain = self.chain.without_trace(self.row.id)
+                try:
+                    await self._runtime.storage.chains.delete_row(self.row, chain)
+                    self._has_left = True
+                except ChainMoved:
+                    self.chain = await self._runtime.storage.chains.read(self._key)
+                except NotFound:  # by an earlier try
+                    self._has_left = True
+                except PreconditionFailed:
+                    row = await read_row(self._runtime.storage, self._key, self.row.id)
+                    # With an outcome another took it out of the chain, without one it was this turn's own write.
+                    self._has_left = row is None or row.status in TERMINAL_STATUSES
+                    self.row = row or self.row
         await super().drop()
+
+    async def leave(self) -> None:
+        if not self._has_left and self._storing is None:  # nobody else would take it out of the chain
+            snapshot = failed(
+                self._record.snapshot(self._runtime.app.options.default_model, "in_progress"),
+                "server_error",
+                "The server had an error while processing your request.",
+            )
+            self._storing = self._runtime.spawn(
+                self._write_stubbornly(snapshot, -1, seen=True), f"storing-{self.row.id}"
+            )
+        await super().leave()
 
     async def _close(self) -> None:
         """Start the next turn; the entry stays open until that is done."""
-        while True:
+        while self._next is not None:
             try:
-                await chains.revive(self._runtime, self._key)
+                await chains.start_active(self._runtime, self._next)
                 break
             except StorageUnavailable:
                 await asyncio.sleep(STORAGE_RETRY_SECONDS)
+        else:
+            await chains.revive_stubbornly(self._runtime, self._key, self.row.id)
         await super()._close()
 
     async def _write(
         self, snapshot: dict[str, Any], last_sequence: int, mark: str, patience: float, seen: bool
     ) -> dict[str, Any]:
+        ran = False
+
         def leave(chain: ChainRow) -> ChainRow:
-            left = chain.without_turn(self.row.id, retract=not seen)
+            nonlocal ran
+            ran = chain.may_start(self.row.id)
+            left = chain.without_turn(self.row.id, retract=not seen, runs_on=self.runs_on)
             return left if self.unkept is None else replace(left, metadata=self.unkept)
 
         async for attempt in patiently(patience):
             with attempt:
-                wanted = await self._with_outcome(self.row, snapshot, last_sequence)
+                changes = await self._outcome(snapshot, last_sequence)
         try:
-            self.row, self.chain = await replace_with_chain(
-                self._runtime.storage, wanted, leave, patience, known=self.chain
-            )
+            await self._replace(changes, leave)
         except OwnershipLost as lost:
-            if lost.row is None or lost.row.status not in TERMINAL_STATUSES:
+            self._has_left = True
+            if lost.row is None:
                 raise
             return await self._snapshot_in(lost.row)
+        self._has_left = True
+        if self.chain.ending != self.row.id:  # who only waited starts nobody
+            self._next = self.chain if ran else replace(self.chain, active=None)
         return snapshot

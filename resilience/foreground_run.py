@@ -20,6 +20,7 @@ from protocol.event_stream import CHECKPOINT
 from protocol.events import InvalidEvent
 from protocol.response import cancelled, failed, strip_internal
 from resilience import chain
+from resilience.attempt import foreground_attempt
 from resilience.background_run import GENERIC_FAILURE, settled
 from resilience.chain_metadata import ConversationChainMetadata
 from resilience.dispatch import Disposition
@@ -55,6 +56,8 @@ class ForegroundRun:
         self._record = record
         self._stored = stored
         self._turn = stored if isinstance(stored, TurnRecord) else None
+        steered = self._turn is not None and self._turn.row.steered
+        self._attempt = foreground_attempt(runtime, record, disposition, steered=steered, worker_id=stored.worker_id)
         self._signal = asyncio.Event()
         self._finished = asyncio.Event()
         self._base = record.snapshot(runtime.app.options.default_model, "in_progress")
@@ -65,15 +68,17 @@ class ForegroundRun:
             History(runtime.storage, key, record, self._turn.row.turn if self._turn else 0),
             chain_id=chain.chain_id(key, record, runtime.app.options),
             history_limit=runtime.app.options.default_fetch_history_count,
-            is_steered_turn=self._turn is not None and self._turn.row.steered,
+            is_steered_turn=steered,
         )
         loop = asyncio.get_running_loop()
         self._frames: asyncio.Queue[bytes | None] = asyncio.Queue(_FRAMES_AHEAD)
         self._result: asyncio.Future[dict[str, Any]] = loop.create_future()
         self._ending: asyncio.Future[Ending] = loop.create_future()
+        self._handler: asyncio.Task[None] | None = None
         self._gone: asyncio.Future[None] = loop.create_future()
         self._must_leave: asyncio.Future[None] = loop.create_future()
-        self._recorded = loop.create_future() if stored.is_stored else None
+        # A turn of a chain was recorded when it joined.
+        self._recorded = loop.create_future() if stored.is_stored and self._turn is None else None
         self._muted = False
         self._last_sent = -1
 
@@ -123,11 +128,15 @@ class ForegroundRun:
 
     async def execute(self) -> None:
         """Run to the end; the readers are told whatever happens."""
-        handler: asyncio.Task[None] | None = None
+        with self._attempt:
+            await self._execute()
+
+    async def _execute(self) -> None:
         try:
             if await self._is_allowed():
+                self._attempt.started()
                 name = f"handler-{self._record.response_id}"
-                handler = asyncio.get_running_loop().create_task(self._enter(), name=name)
+                self._handler = handler = asyncio.get_running_loop().create_task(self._enter(), name=name)
                 await self._record_opening()
                 await self._run(handler)
         except Exception as error:
@@ -135,9 +144,9 @@ class ForegroundRun:
             await self._tell(error)
         finally:
             self._muted = True
-            if handler is not None:
-                handler.cancel()
-                await settled(handler)
+            if self._handler is not None:
+                self._handler.cancel()
+                await settled(self._handler)
             await self._stored.leave()
             self._finished.set()
 
@@ -173,9 +182,13 @@ class ForegroundRun:
             await self._turn.keep(metadata)
 
     def _take_along(self) -> None:
-        """Store the chain's metadata that was not flushed with the outcome; what cannot be stored is left out."""
+        """What goes with the outcome: whether the handler is gone, and the chain's metadata that was not flushed.
+
+        What cannot be stored is left out.
+        """
         if self._turn is None:
             return
+        self._turn.runs_on = self._handler is not None and not self._handler.done()
         try:
             self._turn.unkept = self._context.conversation_chain_metadata.changed()
         except ValueError:
@@ -189,6 +202,7 @@ class ForegroundRun:
         except BaseException:
             self._recorded.cancel()
             raise
+        self._attempt.owned_by(self._stored.worker_id)
         self._recorded.set_result(None)
 
     async def _run(self, handler: asyncio.Task[None]) -> None:
@@ -219,6 +233,8 @@ class ForegroundRun:
                     self._muted = True
                     self._ending.set_result(result)
                     continue
+                if not self._attempt.has_begun:
+                    self._attempt.begun()
                 for stamped in result:
                     await self._send(stamped.sequence, stamped.frame)
 
@@ -265,10 +281,12 @@ class ForegroundRun:
             await self._send(stamped.sequence, stamped.frame)
         self._take_along()
         snapshot = await self._stored.finish(ending.snapshot, self._stamper.last_sequence, seen=not self._gone.done())
+        self._attempt.decided(snapshot)
         await self._conclude(snapshot)
 
     async def _conclude(self, snapshot: dict[str, Any]) -> None:
         """Tell the client what stands in storage."""
+        self._attempt.terminal(snapshot)
         for sequence, frame in terminal_frames(snapshot, self._stamper.last_sequence):
             await self._send(sequence, frame)
         if not self._result.done():
@@ -281,6 +299,7 @@ class ForegroundRun:
         After those that were sent (B8).
         """
         self._muted = True
+        self._attempt.broke(error)
         self._set_error(error)
         if self._record.request.get("stream") and not self._gone.done():
             answer = answer_to(error) if isinstance(error, ApiError | StorageUnavailable) else ServerError()

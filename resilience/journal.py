@@ -24,11 +24,20 @@ LINGER_PER_OTHER_RUN = 0.01
 class Journal:
     """Writes the frames of one owned run; every method raises what storage made of the last append."""
 
-    def __init__(self, ownership: Ownership, feed: Feed, settings: EngineSettings, runs: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        ownership: Ownership,
+        feed: Feed,
+        settings: EngineSettings,
+        runs: Callable[[], int],
+        count: Callable[[int, int], None] = lambda frames, size: None,
+    ) -> None:
+        """`count` is told of every append: frames and bytes."""
         self._ownership = ownership
         self._feed = feed
         self._settings = settings
         self._runs = runs
+        self._count = count
         self._pending: list[tuple[int, bytes]] = []
         self._unacknowledged = 0
         self._urgent = asyncio.Event()
@@ -104,6 +113,7 @@ class Journal:
         data = b"".join(frame for _, frame in batch)
         await self._ownership.append(data, batch[-1][0])
         self._last_append = asyncio.get_running_loop().time()
+        self._count(len(batch), len(data))
         self._feed.publish(batch)
         async with self._settled:
             self._unacknowledged -= len(data)

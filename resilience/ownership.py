@@ -9,8 +9,9 @@ The claim, in its order; nobody in this process claims or runs the same response
 1. Read the row.
    missing: `Reason.NO_ROW`. A deletion marker: `Reason.DELETED`. Terminal: `Reason.TERMINAL`.
    Owned by another worker whose ledger is open: `Reason.ELSEWHERE`; this makes doubled and late messages harmless.
-   A turn of a chain that never ran, while another one is the chain's active turn: `Reason.WAITING`; who ends that
-   one starts the next.
+   A foreground turn in flight, too: its request runs it.
+   A turn of a chain that never ran, while another one is the chain's active turn, or ends: `Reason.WAITING`; who ends
+   that one starts the next.
    No owner, an owner whose ledger is marked or gone, or a run that this process no longer has: on. Only now the run
    is opened in this worker's ledger, before anything is changed, or the death of this worker would hide it.
 2. CAS of the row: generation and attempt + 1, this worker, the lease id of this claim.
@@ -137,7 +138,7 @@ async def claim(storage: Storage, request: ClaimRequest, settings: EngineSetting
         chain: ChainRow | None = None
         if row.turn and row.generation == 0:
             chain = await storage.chains.read(row.partition_key)
-            if chain.active is None or chain.active.id != row.id:
+            if not chain.may_start(row.id):
                 return Declined(Reason.WAITING, row)
         if not request.claimant.is_current(worker_id):
             worker_id = await request.claimant.open_run()
@@ -161,6 +162,8 @@ async def _reason_to_leave(storage: Storage, row: ResponseRow | None, request: C
         return Reason.DELETED
     if row.status in TERMINAL_STATUSES:
         return Reason.TERMINAL
+    if not row.background:  # a turn that its own request runs
+        return Reason.ELSEWHERE
     if row.owner and not request.claimant.is_current(row.owner) and await is_alive(storage, row.owner):
         return Reason.ELSEWHERE
     return None
@@ -392,10 +395,12 @@ class Ownership:
         completed_at: int | None,
         error_code: str,
         metadata: bytes | None = None,
+        runs_on: bool = False,
     ) -> None:
         """Decide the outcome, once (V1), and with it whose turn is next. The lease stays ours.
 
-        The terminal frame follows with `append`. `metadata` is stored with the outcome.
+        The terminal frame follows with `append`. `metadata` is stored with the outcome. `runs_on`: the handler is
+        not gone yet; the next turn begins when `chain.revive` is told that it is.
         """
         changes = {
             "status": status,
@@ -409,7 +414,7 @@ class Ownership:
             return
 
         def leave(chain: ChainRow) -> ChainRow:
-            left = chain.without_turn(self.row.id)
+            left = chain.without_turn(self.row.id, runs_on=runs_on)
             return left if metadata is None else replace(left, metadata=metadata)
 
         await self._write_with_chain(leave, **changes)

@@ -4,7 +4,8 @@ import hashlib
 
 from protocol import ids
 
-_TENANT_LENGTH = 16
+_TENANT_LENGTH = 32
+"""128 bits in hexadecimal: nobody finds a principal whose tenant is another's."""
 
 
 def tenant_of(principal: str) -> str:

@@ -4,10 +4,12 @@ Format: one JSON object, version 1. It is made once, at acceptance, and read by 
 that a recovered handler cannot see anything else than the first one did. It is immutable.
 
     {"v": 1, "response_id", "created_at", "principal", "request", "client_headers", "query_parameters",
-    "agent_reference", "request_key"}
+    "agent_reference", "request_key", "trace_context"}
+
+`trace_context`, which is left out where there is none, is for telemetry alone (`resilience.telemetry`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -37,6 +39,7 @@ class _Stored(BaseModel):
     query_parameters: dict[str, str]
     agent_reference: dict[str, Any] | None
     request_key: str = ""
+    trace_context: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,8 @@ class RequestRecord:
     agent_reference: dict[str, Any] | None
     request_key: str = ""
     """The hash of its idempotency key, "" for none."""
+    trace_context: dict[str, str] = field(default_factory=dict)
+    """The trace that it belongs to, and when it was accepted."""
 
     @property
     def partition(self) -> str:
@@ -82,6 +87,7 @@ class RequestRecord:
                 "query_parameters": self.query_parameters,
                 "agent_reference": self.agent_reference,
                 "request_key": self.request_key,
+                **({"trace_context": self.trace_context} if self.trace_context else {}),
             }
         )
 

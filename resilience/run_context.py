@@ -42,7 +42,8 @@ def context_of(
         agent_name=str(reference.get("name") or ""),
     )
     context.chain_id = chain_id
-    context.conversation_chain_metadata = metadata or context.conversation_chain_metadata
+    if metadata is not None:  # an empty one counts as false, and is bound to its chain all the same
+        context.conversation_chain_metadata = metadata
     context.is_recovery = is_recovery
     context.is_steered_turn = is_steered_turn
     context.persisted_response = persisted_response

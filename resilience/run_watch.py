@@ -10,6 +10,7 @@ import logging
 from dataclasses import dataclass
 
 from resilience import chain
+from resilience.log_context import start_anew
 from resilience.ownership import read_row
 from resilience.runtime import Runtime
 from storage.errors import StorageError
@@ -46,6 +47,7 @@ class RunWatch:
         self._watched.pop(response_id, None)
 
     async def _look_forever(self) -> None:
+        start_anew()
         while self._watched:
             await asyncio.sleep(self._runtime.settings.cancel_poll_interval)
             looks = list(self._watched.items())

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from resilience.app import ResponsesApp
 from resilience.options import EngineSettings
 from resilience.tail import Tails
+from resilience.telemetry import Telemetry, shared
 from resilience.worker import Worker
 from storage.connection import Storage
 from storage.rows import ResponseRow
@@ -79,6 +80,7 @@ class Runtime:
     worker: Worker
     tails: Tails
     now: Callable[[], int] = unix_time
+    telemetry: Telemetry = field(default_factory=shared)
     running: dict[str, Running] = field(default_factory=dict)
     """Runs of this process by response id."""
     turns: AwaitedTurns = field(default_factory=AwaitedTurns)

@@ -40,6 +40,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from resilience.log_context import start_anew
 from resilience.options import EngineSettings
 from storage.connection import Storage
 from storage.driver import QueueReceipt
@@ -237,6 +238,7 @@ class Worker:
 
     async def _commit_forever(self) -> None:
         """Serve until idle for long enough; the next opening starts a new task."""
+        start_anew()  # it serves all runs, not only the one that came first
         last_commit = last_note = asyncio.get_running_loop().time()
         while True:
             loop_time = asyncio.get_running_loop().time

@@ -43,6 +43,9 @@ HOST_START_SECONDS = 60.0
 FUNC_START_SECONDS = 300.0
 # From its first answer on; the storage is up by then.
 UNREADY_SECONDS = 10.0
+
+ANSWERS = (200, 401)
+"""Of a server that is ready; one that wants a key says no more."""
 HOST_STOP_SECONDS = 20.0
 
 EMULATED = "UseDevelopmentStorage=true"
@@ -139,7 +142,7 @@ def wait_until_ready(port: int, seconds: float, children: list[Child], stop: thr
     """
     deadline = time.monotonic() + seconds
     pause, unready_since = POLL_SECONDS, 0.0
-    while not stop.is_set() and (status := http_status(port, "/readyz")) != 200:
+    while not stop.is_set() and (status := http_status(port, "/readyz")) not in ANSWERS:
         refuse_the_dead(children)
         if time.monotonic() > deadline:
             raise CannotRun("The server did not become ready; the lines above may say why.")

@@ -4,7 +4,7 @@ Format: table `responses`, partition of the chain's responses, row `chain` for t
 turns share it) or `chain-{response id}` for a response that is a chain of its own. Properties: `v`, `last`,
 `alternate` and `ending` (response ids, "" for none), `turns` (how many were ever admitted), `active` and `pending`
 (JSON lists of `[id, number, foreground, previous]`, oldest first; `active` has at most one), `metadata` (the handlers'
-values, JSON).
+values, JSON), `has_items` and `deleted` (see `storage.conversations`).
 Concurrency: every change is a compare-and-swap on the etag, and goes with the change of the response that causes it
 in one transaction: both are stored or neither. Each write carries a mark, by which a refused repetition of a write
 that was stored is known (see `storage.rows`).
@@ -45,7 +45,9 @@ class ChainRow:
         ending: A turn that has its outcome while its handler may not be gone yet.
         active: The turn whose handler may run, as soon as no other is ending.
         pending: The turns that wait for it, in their order.
-        turns: How many turns were ever admitted.
+        turns: How many turns were ever admitted, counted together with what was put into the conversation.
+        has_items: Items were put into the conversation, whose numbers this chain counts.
+        deleted: The conversation was deleted; no turn joins any more.
     """
 
     partition_key: str
@@ -58,6 +60,8 @@ class ChainRow:
     pending: tuple[Turn, ...] = ()
     turns: int = 0
     metadata: bytes = b""
+    has_items: bool = False
+    deleted: bool = False
 
     def with_turn(self, response_id: str, *, foreground: bool) -> "ChainRow":
         """The chain with one more turn: it runs if nothing else does, else it waits."""
@@ -139,6 +143,8 @@ def chain_properties(chain: ChainRow) -> dict[str, Value | None]:
         "active": _listed(() if chain.active is None else (chain.active,)),
         "pending": _listed(chain.pending),
         "metadata": chain.metadata,
+        "has_items": chain.has_items,
+        "deleted": chain.deleted,
     }
 
 
@@ -165,6 +171,8 @@ def chain_from_entity(entity: Entity) -> ChainRow:
         pending=pending,
         turns=turns,
         metadata=metadata,
+        has_items=properties.get("has_items") is True,
+        deleted=properties.get("deleted") is True,
     )
 
 
@@ -245,7 +253,8 @@ class Chains:
         Raises `PreconditionFailed`, `NotFound`, `ChainMoved` as `replace_row` does.
         """
         operation = Delete(row.partition_key, row_key(row.id), row.etag)
-        if row.conversation or not chain.etag or chain.turns != row.turn or chain.unfinished:
+        kept = row.conversation or chain.has_items or chain.deleted
+        if kept or not chain.etag or chain.turns != row.turn or chain.unfinished:
             await self._seam.run(Operation.ROW_DELETE, self._driver.delete_entity(RESPONSES, operation))
             return
         both = [operation, Delete(chain.partition_key, chain.key, chain.etag)]

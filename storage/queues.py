@@ -76,6 +76,10 @@ class WorkQueue:
         """Ask for the rest of a deletion, should there be one after `delay` seconds."""
         await self._send({"tenant": tenant, "id": response_id, "cleanup": True}, delay)
 
+    async def depth(self) -> int:
+        """About how many messages there are, those that are worked on or delayed included."""
+        return await self._seam.run(Operation.QUEUE_DEPTH, self._driver.count_messages(WORK_QUEUE))
+
     async def _send(self, fields: dict[str, Any], delay: float) -> None:
         text = orjson.dumps({"v": MESSAGE_VERSION, **fields}).decode()
         await self._seam.run(Operation.QUEUE_SEND_START, self._driver.send_message(WORK_QUEUE, text, delay=delay))

@@ -55,6 +55,8 @@ class Run:
     slots: list[Slot] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
+    turns: int = 0
+    chains: int = 0
 
     def chance(self, of: str) -> random.Random:
         """A source of chance of its own for each part: their turns have no order."""
@@ -103,6 +105,7 @@ class Run:
         await judge.all(self.traffic.told)
         self.violations += judge.violations
         self.outcomes.update(judge.outcomes)
+        self.turns, self.chains = judge.turns, judge.chains
         await self._keep(storage)
 
     async def _keep(self, storage: Storage) -> None:
@@ -150,7 +153,8 @@ class Run:
             "modes: " + _counted(per_mode(self.traffic.told)),
             "outcomes: " + _counted(self.outcomes),
             *left,
-            f"chaos: {self.kills} kills, {self.responses} responses, {len(self.violations)} violations; "
+            f"chaos: {self.kills} kills, {self.responses} responses, {self.turns} turns of {self.chains} chains, "
+            f"{len(self.violations)} violations; "
             f"again: make chaos SECONDS={self.seconds:.0f} SEED={self.seed}; details: {self.directory}",
         ]
 

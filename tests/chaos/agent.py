@@ -1,36 +1,56 @@
 """The agent under chaos. Every entry has a name of its own, and every delta says which entry said it: ``ab12.7 ``.
 
 The input's text is a JSON object: `count` deltas, `delay` seconds apart; with `checkpoint_every` so many deltas are an
-item of their own, followed by a checkpoint, and a recovered entry goes on behind them. What else it holds is ignored.
+item of their own, followed by a checkpoint, and a recovered entry goes on behind them. When a newer turn waits it
+completes with what it has, unless it is `stubborn`; when its signal was set it takes `wind_down` seconds to clean up.
+What else the object holds is ignored.
 
-Settings: `CHAOS_JOURNAL`, a file that gets a JSON line for every entry.
+Settings: `CHAOS_JOURNAL`, a file that is told of every entry (`tests.support.turn_journal`).
 """
 
 import asyncio
 import json
-import os
-import secrets
-import time
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from protocol.aio import ResponseEventStream
 from resilience import CreateResponse, ResponseContext, ResponsesApp, ResponsesServerOptions
+from tests.support.turn_journal import noted
 
 GRACE = 2.0
 
-app = ResponsesApp(ResponsesServerOptions(resilient_background=True, shutdown_grace_period_seconds=GRACE))
-fragile_app = ResponsesApp(ResponsesServerOptions(resilient_background=False, shutdown_grace_period_seconds=GRACE))
+app, fragile_app = (
+    ResponsesApp(
+        ResponsesServerOptions(
+            resilient_background=resilient, steerable_conversations=True, shutdown_grace_period_seconds=GRACE
+        )
+    )
+    for resilient in (True, False)
+)
 
 
 async def handler(
     request: CreateResponse, context: ResponseContext, cancellation_signal: asyncio.Event
 ) -> AsyncIterator[Any]:
-    """Count."""
-    script = json.loads(await context.get_input_text())
-    entry = secrets.token_hex(4)
-    _note(context, entry)
+    """Count, and note when."""
+    with noted("CHAOS_JOURNAL", context) as entry:
+        script = json.loads(await context.get_input_text())
+        async with aclosing(_counted(request, context, cancellation_signal, script, entry)) as events:
+            async for event in events:
+                yield event
+        if cancellation_signal.is_set():
+            await asyncio.sleep(float(script.get("wind_down", 0)))
+
+
+async def _counted(
+    request: CreateResponse,
+    context: ResponseContext,
+    cancellation_signal: asyncio.Event,
+    script: dict[str, Any],
+    entry: str,
+) -> AsyncGenerator[Any]:
+    signal = asyncio.Event() if script.get("stubborn") else cancellation_signal
     size = int(script.get("checkpoint_every") or 0)
     if size and context.persisted_response is not None:
         stream = ResponseEventStream(response=context.persisted_response)
@@ -40,11 +60,11 @@ async def handler(
     yield stream.emit_created()
     yield stream.emit_in_progress()
     for start in range(len(stream.response["output"]) * size, count, size or count):
-        words = _words(entry, range(start, min(start + (size or count), count)), script["delay"], cancellation_signal)
+        words = _words(entry, range(start, min(start + (size or count), count)), script["delay"], signal)
         async for event in stream.output_item_message(words):
             yield event
-        if cancellation_signal.is_set():
-            return
+        if signal.is_set():
+            break
         if size:
             yield stream.checkpoint()
     yield stream.emit_completed()
@@ -60,16 +80,3 @@ async def _words(entry: str, numbers: range, delay: float, signal: asyncio.Event
         if signal.is_set():
             return
         yield f"{entry}.{number} "
-
-
-def _note(context: ResponseContext, entry: str) -> None:
-    line = {
-        "response_id": context.response_id,
-        "entry": entry,
-        "pid": os.getpid(),
-        "at": time.time(),
-        "is_recovery": context.is_recovery,
-    }
-    # One short write to a file opened for appending: lines of several processes do not mix.
-    with Path(os.environ["CHAOS_JOURNAL"]).open("a") as journal:
-        journal.write(json.dumps(line) + "\n")

@@ -2,9 +2,9 @@
 
 import asyncio
 import itertools
-import json
+import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from protocol import sse
 from protocol.response import strip_internal
 from storage.connection import Storage
 from storage.driver import RESPONSES
-from storage.rows import ROW_PREFIX, row_from_entity
+from storage.rows import ROW_PREFIX, ResponseRow, row_from_entity
 from tests.chaos.hosts import Trouble
 from tests.chaos.traffic import Told
 from tests.chaos.troubles import PRINCIPAL
 from tests.support.invariants import (
+    Span,
     Stored,
+    assert_chain,
     check_frames,
     check_nothing_left,
     check_response,
@@ -26,6 +28,7 @@ from tests.support.invariants import (
     read_stored,
 )
 from tests.support.rest import left_to_do
+from tests.support.turn_journal import Entry, read_entries
 
 type Json = dict[str, Any]
 
@@ -36,19 +39,12 @@ AFTERMATH_SECONDS = 25.0
 """How long after its cause a worker may still lose a run: suspicion, and the message of a killed invocation."""
 
 UNHEARD = ("exception was never retrieved", "was never awaited", "Unclosed")
+NOISE = "noise"
+DISPLACED = ("declared dead", "storage refused")
+"""What a log says of a process that may still be in a handler whose response another has."""
+
 LOST = ("declared dead", "storage refused", "broke off", "was handed over", "Draining", "stopping")
 """What a log says of a run that was lost for a reason of its process."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One entry into the handler, as it noted itself."""
-
-    response_id: str
-    entry: str
-    pid: int
-    at: float
-    is_recovery: bool
 
 
 @dataclass(frozen=True)
@@ -63,8 +59,7 @@ class Violation:
 def read_journal(path: Path) -> Mapping[str, list[Entry]]:
     """The entries by response, in their order."""
     entries: defaultdict[str, list[Entry]] = defaultdict(list)
-    for line in path.read_text().splitlines() if path.exists() else ():
-        entry = Entry(**json.loads(line))
+    for entry in read_entries(path):
         entries[entry.response_id].append(entry)
     return entries
 
@@ -95,6 +90,10 @@ class Judge:
         self._slots = asyncio.Semaphore(AT_ONCE)
         self.violations: list[Violation] = []
         self.outcomes: defaultdict[str, int] = defaultdict(int)
+        self.turns = 0
+        """Turns of conversations that were judged."""
+        self.chains = 0
+        self._texts: dict[int, list[str]] = {}
 
     async def all(self, told: Sequence[Told]) -> None:
         """Judge what clients were told, and what is stored although no client was told of it."""
@@ -105,10 +104,58 @@ class Judge:
             if each.response_id:
                 heard_of[each.response_id].append(each)
         entities = await self._storage.driver.query_entities(RESPONSES, row_key_prefix=ROW_PREFIX)
-        unheard = [row_from_entity(entity).id for entity in entities]
+        rows = {row.id: row for row in map(row_from_entity, entities)}
+        unheard = list(rows)
         checks = [self._judge(one) for each in heard_of.values() for one in each]
         checks += [self._judge_unheard(each) for each in unheard if each not in heard_of]
+        checks += [self._judge_chain(key, turns) for key, turns in _chains(rows.values())]
         await asyncio.gather(*checks)
+
+    async def _judge_chain(self, key: str, turns: Mapping[str, ResponseRow]) -> None:
+        """V9; how often a turn may have been entered is another check's, who tells each entry's reason."""
+        self.turns += len(turns)
+        self.chains += 1
+        async with self._slots:
+            try:
+                spans = self._spans(turns)
+                await assert_chain(self._storage, PRINCIPAL, next(iter(turns)), spans, crashes=len(spans))
+            except AssertionError as error:
+                self._say(max(turns, key=lambda each: turns[each].turn), f"chain {key}", [str(error)[:2000]])
+
+    def _spans(self, turns: Mapping[str, ResponseRow]) -> list[Span]:
+        """The entries that count for the order of turns.
+
+        Who was frozen or cut off may still be in its handler, or even enter it, when the turns behind it run: storage
+        refuses whatever comes of it.
+        """
+        entries = sorted((entry for turn in turns for entry in self._journal.get(turn, [])), key=lambda each: each.at)
+        counted: list[Span] = []
+        begun: set[str] = set()
+        newest = 0
+        for entry in entries:
+            row = turns[entry.response_id]
+            displaced = self._displaced(entry)
+            late = entry.response_id in begun or row.status in ("cancelled", "failed")
+            begun.add(entry.response_id)
+            if displaced and row.turn < newest and late:
+                continue
+            newest = max(newest, row.turn)
+            counted.append((entry.response_id, entry.at, None if displaced else entry.ended))
+        return counted
+
+    def _displaced(self, entry: Entry) -> bool:
+        """Whether the process of an entry may have lost its response without knowing it."""
+        ended = entry.ended or math.inf
+        for trouble in self._troubles:
+            overlaps = trouble.began <= ended and entry.at <= trouble.ended + AFTERMATH_SECONDS
+            if overlaps and trouble.kind != NOISE and trouble.pid in (0, entry.pid):
+                return True
+        return any(word in text for text in self._logs_of(entry) for word in DISPLACED)
+
+    def _logs_of(self, entry: Entry) -> list[str]:
+        if entry.pid not in self._texts:
+            self._texts[entry.pid] = [path.read_text() for path in self._logs.glob(f"*-{entry.pid}.log")]
+        return self._texts[entry.pid]
 
     def _check_logs(self) -> None:
         """A task that dies unheard is a defect even where nothing came of it."""
@@ -163,7 +210,7 @@ class Judge:
             assert stored.snapshot is not None
             assert told.final == strip_internal(stored.snapshot), "V1: the response changed after its end"
         self.outcomes[stored.row.status] += 1
-        self._check_story(stored, told.script["count"])
+        self._check_story(stored, None if told.conversation else told.script["count"])
 
     def _compare_unstored(self, told: Told) -> None:
         for view, _ in _whole(told):
@@ -205,8 +252,17 @@ class Judge:
             overlaps = trouble.began <= after.at and before.at <= trouble.ended + AFTERMATH_SECONDS
             if overlaps and trouble.pid in (0, before.pid):
                 return True
-        logs = [path.read_text() for path in self._logs.glob(f"*-{before.pid}.log")]
+        logs = self._logs_of(before)
         return not logs or any(word in text for text in logs for word in LOST)
+
+
+def _chains(rows: Iterable[ResponseRow]) -> list[tuple[str, dict[str, ResponseRow]]]:
+    """The turns of each conversation, by its partition."""
+    chains: defaultdict[str, dict[str, ResponseRow]] = defaultdict(dict)
+    for row in rows:
+        if row.turn:
+            chains[row.partition_key][row.id] = row
+    return [(key, turns) for key, turns in chains.items() if len(turns) > 1]
 
 
 def _whole(told: Told) -> list[tuple[list[bytes], bool]]:

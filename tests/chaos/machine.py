@@ -4,7 +4,7 @@ Hypothesis looks for the shortest story after which a response is not what its c
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,19 +21,29 @@ from hypothesis.stateful import (
     rule,
 )
 
-from protocol.errors import ApiError, CannotCancel
-from resilience.context import ResponseContext
+from protocol.errors import ApiError
+from protocol.events import TERMINAL
+from resilience.options import ResponsesServerOptions
 from storage.errors import StorageError, StorageUnavailable
+from storage.rows import ResponseRow
 from storage.seam import Fault, FaultKind, InjectedFault, Operation
-from tests.support.engines import PRINCIPAL, Fleet, Host, HostGone, Reader, background, fleet, start_message
-from tests.support.handlers import Teller, entry_of, text_of
-from tests.support.invariants import check_response
+from tests.chaos.tellers import CUT_SHORT, TEXTS, WORDS, Tellers
+from tests.support.engines import (
+    PRINCIPAL,
+    Fleet,
+    Host,
+    HostGone,
+    Reader,
+    background,
+    fleet,
+    start_message,
+)
+from tests.support.handlers import entry_of, text_of
+from tests.support.invariants import assert_chain, check_nothing_left, check_response
 from tests.support.virtual_time import VirtualTimeLoop
 
 HOSTS = 3
-WORDS = 4
-PAUSE = 1.5
-"""Seconds between two words: most of what happens, happens to a response that is not over."""
+CONVERSATIONS = ["one", "two"]
 
 LAST_SECONDS = 5_000.0
 """So much virtual time everything has to come to rest in, when nothing is disturbed any more."""
@@ -45,6 +55,9 @@ CALL_SECONDS = 60.0
 """How long a client waits for an answer."""
 
 HARMLESS = {"attempts_exhausted", "storage_error"}
+WITH_ITS_WORKER = {"crash_recovery", "grace_exhausted"}
+"""Why a foreground response fails as well."""
+
 FAULTY = [*sorted(set(Operation) - {Operation.PING}), "log.*", "row.*", "ledger.*", "queue.*", "*"]
 STEPS = [
     "row.read",
@@ -64,22 +77,25 @@ DECISIVE = ["log.append", "row.replace", "row.insert", "log.acquire", "ledger.co
 
 @dataclass
 class Known:
-    """A response that a client was told of."""
+    """A response that a client asked for; of a foreground one it learns by reading.
 
-    response_id: str
+    Attributes:
+        deleted: a deletion was asked for; None if it is not known what came of it.
+    """
+
+    told: str
     reader: Reader | None
     cancelled: bool = False
+    deleted: bool | None = False
     resumed: list[Reader] = field(default_factory=list)
 
-
-async def handler(request: Any, context: ResponseContext, signal: asyncio.Event) -> AsyncIterator[Any]:
-    """Tells four words; as the request says, one after the other or each a checkpoint."""
-    teller = _TELLERS[request["input"]]
-    async for event in teller(request, context, signal):
-        yield event
-
-
-_TELLERS: dict[str, Teller] = {}
+    @property
+    def response_id(self) -> str:
+        """Its id, "" as long as the client was not told."""
+        if not self.told and self.reader is not None:
+            made = [event for event in self.reader.events[:1] if "response" in event]
+            self.told = str(made[0]["response"]["id"]) if made else ""
+        return self.told
 
 
 class World(RuleBasedStateMachine):
@@ -90,29 +106,28 @@ class World(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        _TELLERS.update(
-            plain=Teller(WORDS, pause=PAUSE),
-            checkpoints=Teller(WORDS, pause=PAUSE, checkpoints=True),
-            quick=Teller(WORDS),
-        )
         self.loop = VirtualTimeLoop()
         self.responses: list[Known] = []
         self.frozen: set[Host] = set()
         self.injected: list[InjectedFault] = []
         self.disturbed = 0
-        self._context = fleet(handler)
+        self.tellers = Tellers()
+        self._context = fleet(self.tellers)
 
     def run[T](self, work: Coroutine[Any, Any, T]) -> T:
         """Let time pass until that is done."""
         return self.loop.run_until_complete(work)
 
-    @initialize(target=known, eager=st.lists(st.booleans(), min_size=HOSTS, max_size=HOSTS))
-    def open(self, eager: list[bool]) -> Any:
-        """Three hosts, and three responses under way."""
+    @initialize(target=known, eager=st.lists(st.booleans(), min_size=HOSTS, max_size=HOSTS), steerable=st.booleans())
+    def open(self, eager: list[bool], steerable: bool) -> Any:
+        """Three hosts; two responses under way, and where chains are steerable two turns of a conversation."""
+        self.options = ResponsesServerOptions(resilient_background=True, steerable_conversations=steerable)
         self.hosts: Fleet = self.run(self._enter())
+        self.tellers.fleet = self.hosts
         self.run(self._start(eager))
-        made = [self._make(0, "plain", stream=True), self._make(1, "checkpoints", stream=True)]
-        return multiple(*made, self._make(2, "checkpoints", stream=False))
+        made = [self._make(0, "plain", stream=True), self._make(1, "checkpoints", stream=False)]
+        turns = [self._make(host, "lingering", stream=True, conversation="one") for host in (1, 2)]
+        return multiple(*made, *turns)
 
     async def _enter(self) -> Fleet:
         return await self._context.__aenter__()
@@ -122,7 +137,7 @@ class World(RuleBasedStateMachine):
             self._add(each)
 
     def _add(self, eager: bool) -> Host:
-        return self.hosts.host(eager_start=eager, segment_blocks=5).serve_timer()
+        return self.hosts.host(options=self.options, eager_start=eager, segment_blocks=5).serve_timer()
 
     @property
     def living(self) -> list[Host]:
@@ -137,59 +152,129 @@ class World(RuleBasedStateMachine):
         busy = [host for host in self.living if host.engine.runtime.running] or self.living
         return busy[number % len(busy)]
 
+    def _disturb(self, host: Host) -> Host:
+        self.disturbed += 1
+        self.tellers.disturbed.add(host)
+        return host
+
     # -- clients ------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.living)
+    @rule(target=known, host=st.integers(0, 5), text=st.sampled_from(TEXTS), stream=st.booleans())
+    def accept(self, host: int, text: str, stream: bool) -> Any:
+        return self._make(host, text, stream=stream)
 
     @precondition(lambda self: self.living)
     @rule(
         target=known,
         host=st.integers(0, 5),
-        text=st.sampled_from(["plain", "checkpoints", "quick"]),
+        text=st.sampled_from(TEXTS),
         stream=st.booleans(),
+        conversation=st.sampled_from(CONVERSATIONS),
     )
-    def accept(self, host: int, text: str, stream: bool) -> Any:
-        return self._make(host, text, stream=stream)
+    def take_turn(self, host: int, text: str, stream: bool, conversation: str) -> Any:
+        return self._make(host, text, stream=stream, conversation=conversation)
 
-    def _make(self, host: int, text: str, *, stream: bool) -> Known | None:
-        made = self.run(self._accept(self._one(host), text, stream))
+    @precondition(lambda self: self.living)
+    @rule(
+        target=known,
+        host=st.integers(0, 5),
+        text=st.sampled_from(TEXTS),
+        known=known,
+        foreground=st.booleans(),
+    )
+    def go_on(self, host: int, text: str, known: Known | None, foreground: bool) -> Any:
+        if known is None or not known.response_id:
+            return None
+        fields = {"previous_response_id": known.response_id}
+        if foreground:
+            return self._make_here(host, text, **fields)
+        return self._make(host, text, stream=True, **fields)
+
+    @precondition(lambda self: self.living)
+    @rule(
+        target=known,
+        host=st.integers(0, 5),
+        text=st.sampled_from(TEXTS),
+        conversation=st.sampled_from(CONVERSATIONS),
+    )
+    def take_turn_here(self, host: int, text: str, conversation: str) -> Any:
+        """In the foreground; the client reads along, and knows nothing before its turn comes."""
+        return self._make_here(host, text, conversation=conversation)
+
+    def _make(self, host: int, text: str, *, stream: bool, **fields: str) -> Known | None:
+        return self._keep(self.run(self._accept(self._one(host), background(text, **fields), stream)))
+
+    def _make_here(self, host: int, text: str, **fields: str) -> Known | None:
+        body = {"model": "m", "input": text, **fields}
+        return self._keep(self.run(self._accept_here(self._one(host), body)))
+
+    def _keep(self, made: Known | None) -> Known | None:
         if made is not None:
             self.responses.append(made)
         return made
 
-    async def _accept(self, host: Host, text: str, stream: bool) -> Known | None:
+    async def _accept(self, host: Host, body: dict[str, Any], stream: bool) -> Known | None:
         with suppress(HostGone, StorageError, ApiError, TimeoutError):
             async with asyncio.timeout(CALL_SECONDS):
                 if not stream:
-                    return Known((await host.create(background(text)))["id"], None)
-                reader = await host.stream(background(text))
-                return Known(await reader.response_id(), reader)
+                    return Known((await host.create(body))["id"], None)
+                reader = await host.stream(body)
+                try:
+                    return Known(await reader.response_id(), reader)
+                except AssertionError:
+                    if not host.dead:
+                        raise
+        return None
+
+    async def _accept_here(self, host: Host, body: dict[str, Any]) -> Known | None:
+        with suppress(HostGone, StorageError, ApiError, TimeoutError):
+            async with asyncio.timeout(CALL_SECONDS):
+                return Known("", await host.stream(body))
         return None
 
     @precondition(lambda self: self.living)
     @rule(known=known, host=st.integers(0, 5))
     def cancel(self, known: Known | None, host: int) -> None:
-        if known is not None:
+        if known is not None and known.response_id:
             self.run(self._cancel(known, self._one(host)))
 
     async def _cancel(self, known: Known, host: Host) -> None:
-        with suppress(HostGone, StorageError, CannotCancel, TimeoutError):
+        with suppress(HostGone, StorageError, ApiError, TimeoutError):
             async with asyncio.timeout(CALL_SECONDS):
                 assert (await host.cancel(known.response_id))["status"] == "cancelled"
                 known.cancelled = True
 
     @precondition(lambda self: self.living)
+    @rule(known=known, host=st.integers(0, 5))
+    def delete(self, known: Known | None, host: int) -> None:
+        if known is not None and known.response_id and not known.deleted:
+            self.run(self._delete(known, self._one(host)))
+
+    async def _delete(self, known: Known, host: Host) -> None:
+        with suppress(HostGone, StorageError, TimeoutError):
+            try:
+                before, known.deleted = known.deleted, None
+                async with asyncio.timeout(CALL_SECONDS):
+                    await host.delete(known.response_id)
+                    known.deleted = True
+            except ApiError:
+                known.deleted = before
+
+    @precondition(lambda self: self.living)
     @rule(known=known, host=st.integers(0, 5), after=st.integers(-1, 6))
     def follow(self, known: Known | None, host: int, after: int) -> None:
-        if known is not None and known.reader is not None:
+        if known is not None and known.reader is not None and known.response_id:
             self.run(self._follow(known, self._one(host), after))
 
     async def _follow(self, known: Known, host: Host, after: int) -> None:
-        with suppress(HostGone, StorageError, TimeoutError):
+        with suppress(HostGone, StorageError, ApiError, TimeoutError):
             async with asyncio.timeout(CALL_SECONDS):
                 known.resumed.append(await host.replay(known.response_id, after))
 
     @rule(known=known)
     def stop_reading(self, known: Known | None) -> None:
-        """With no reader left, nobody completes a log but those who have to."""
+        """With no reader left, nobody completes a log but those who have to; a foreground run is cancelled."""
         if known is not None:
             for reader in (known.reader, *known.resumed):
                 if reader is not None:
@@ -204,23 +289,21 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.living)
     @rule(host=st.integers(0, 5), eager=st.booleans())
     def crash(self, host: int, eager: bool) -> None:
-        self.disturbed += 1
-        self.run(self._busy(host).crash())
+        victim = self._disturb(self._busy(host))
+        self.run(victim.crash())
         self.run(self._start([eager]))
 
     @precondition(lambda self: self.living)
     @rule(host=st.integers(0, 5), ahead=st.integers(1, 200))
     def crash_at_a_call(self, host: int, ahead: int) -> None:
-        self.disturbed += 1
-        victim = self._busy(host)
+        victim = self._disturb(self._busy(host))
         victim.crash_at(len(victim.calls) + ahead, "before" if ahead % 2 else "after")
         self.run(self._start([bool(ahead % 3)]))
 
     @precondition(lambda self: len(self.living) > 1)
     @rule(host=st.integers(0, 5), seconds=st.sampled_from(MOMENTS))
     def freeze(self, host: int, seconds: float) -> None:
-        self.disturbed += 1
-        victim = self._busy(host)
+        victim = self._disturb(self._busy(host))
         victim.pause()
         self.frozen.add(victim)
         self.run(asyncio.sleep(seconds))
@@ -234,7 +317,7 @@ class World(RuleBasedStateMachine):
 
     @rule(known=known, delay=st.sampled_from([0, 3, 30]), times=st.integers(1, 3))
     def deliver_again(self, known: Known | None, delay: float, times: int) -> None:
-        if known is not None:
+        if known is not None and known.response_id:
             for _ in range(times):
                 text = start_message(known.response_id)
                 self.run(self.hosts.storage.driver.send_message("responses-work", text, delay=delay))
@@ -246,8 +329,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.living)
     @rule(host=st.integers(0, 5))
     def suspect(self, host: int) -> None:
-        self.disturbed += 1
-        worker = self._busy(host).engine.runtime.worker.id or "w-nobody"
+        worker = self._disturb(self._busy(host)).engine.runtime.worker.id or "w-nobody"
         self.run(self.hosts.storage.watch.send(worker, delay=0))
 
     @precondition(lambda self: self.living)
@@ -291,8 +373,7 @@ class World(RuleBasedStateMachine):
         return fault
 
     def _inject(self, host: Host, fault: Fault) -> InjectedFault:
-        self.disturbed += 1
-        self.injected.append(host.seam.inject(fault))
+        self.injected.append(self._disturb(host).seam.inject(fault))
         return self.injected[-1]
 
     @rule(fault=consumes(faults))
@@ -324,37 +405,63 @@ class World(RuleBasedStateMachine):
             host.resume()
         self._add(eager=False)
         await self.hosts.quiet(LAST_SECONDS)
-        told = {known.response_id: known for known in self.responses}
-        stored_ids = await self.hosts.ids()
-        assert set(told) <= set(stored_ids), f"R1: {set(told) - set(stored_ids)} is not on record"
-        for response_id in stored_ids:
-            await self._check(response_id, told.get(response_id))
+        told = {known.response_id: known for known in self.responses if known.response_id}
+        rows = {response_id: await self._row(response_id) for response_id in await self.hosts.ids()}
+        background = {each for each, known in told.items() if not _is_foreground(known)}
+        assert background <= set(rows), f"R1: {background - set(rows)} is not on record"
+        for response_id, row in rows.items():
+            await self._check(response_id, row, told.get(response_id))
+        spans = self.tellers.spans(rows)
+        for response_id in {row.partition_key: row.id for row in rows.values() if row.turn}.values():
+            await assert_chain(self.hosts.storage, PRINCIPAL, response_id, spans, crashes=self.disturbed)
 
-    async def _check(self, response_id: str, known: Known | None) -> None:
-        readers = [known.reader, *known.resumed] if known else []
+    async def _row(self, response_id: str) -> ResponseRow:
+        row = await self.hosts.row(response_id)
+        assert row is not None
+        return row
+
+    async def _check(self, response_id: str, row: ResponseRow, known: Known | None) -> None:
+        if known is not None and (known.deleted or (known.deleted is None and row.deleted)):
+            await check_nothing_left(self.hosts.storage, PRINCIPAL, response_id)
+            return
         entries = self.hosts.entries[response_id]
         stored = await check_response(
             self.hosts.storage,
             PRINCIPAL,
             response_id,
-            seen=[reader.frames for reader in readers if reader is not None],
+            seen=_views(known) if known else [],
             entries=len(entries),
             crashes=self.disturbed,
             cancelled=known.cancelled if known else False,
-            generation_of=entry_of,
+            generation_of=entry_of if not entries or entries[0].request["input"] not in CUT_SHORT else None,
         )
         snapshot = stored.snapshot or {}
         if stored.row.status == "failed":
             error = snapshot["error"]
             reason = (error.get("additionalInfo") or {}).get("shutdown_reason", error["code"])
-            assert reason in HARMLESS, f"R5: {error}"
+            assert reason in HARMLESS | (set() if row.background else WITH_ITS_WORKER), f"R5: {error}"
             assert self.disturbed, f"R5: {error} although nothing was disturbed"
         elif stored.row.status == "completed":
-            told = [word.partition("n")[2] for word in text_of(snapshot).split()]
-            assert told == [str(number) for number in range(WORDS)], f"R7: {text_of(snapshot)}"
+            told = [int(word.partition("n")[2]) for word in text_of(snapshot).split()]
+            cut_short = entries[0].request["input"] in CUT_SHORT
+            assert told == list(range(len(told) if cut_short else WORDS)), f"R7: {text_of(snapshot)}"
         else:
-            assert known is not None
             assert stored.row.status == "cancelled"
+            assert known is not None or not row.background
+
+
+def _is_foreground(known: Known) -> bool:
+    return (
+        known.reader is not None and bool(known.reader.events) and not known.reader.events[0]["response"]["background"]
+    )
+
+
+def _views(known: Known) -> list[list[bytes]]:
+    """What the client saw of its response; of one in the foreground only what it saw to the end tells anything."""
+    readers = [reader for reader in (known.reader, *known.resumed) if reader is not None]
+    if _is_foreground(known):
+        readers = [reader for reader in readers if reader.ended and reader.types[-1] in TERMINAL]
+    return [reader.frames for reader in readers]
 
 
 def _assert_consistent(one: list[bytes], other: list[bytes]) -> None:

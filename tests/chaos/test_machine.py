@@ -14,7 +14,7 @@ def test_no_story_leads_to_a_wrong_or_unfinished_response() -> None:
     run_state_machine_as_test(
         World,
         settings=settings(
-            max_examples=STORIES or 80,
+            max_examples=STORIES or 50,
             stateful_step_count=25,
             derandomize=not STORIES,
             database=None,

@@ -10,7 +10,7 @@ import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,9 @@ type Json = dict[str, Any]
 
 END_SECONDS = 150.0
 """So long a response may take, with all that happens to it."""
+
+TALK_SECONDS = 400.0
+"""So long a turn may take, with all that happens to those before it."""
 
 UNAVAILABLE = (500, 502, 503, 504)
 MANY_BYTES = 50_000
@@ -45,7 +48,25 @@ MODES = {
     "foreground left": 3,
     "not stored": 3,
     "not stored stream": 3,
+    "talk": 14,
 }
+
+TURNS = {
+    "poll": 6,
+    "stream": 6,
+    "checkpoints": 3,
+    "cancel poll": 3,
+    "cancel stream": 3,
+    "deleted": 1,
+    "left": 1,
+    "foreground": 2,
+    "foreground stream": 2,
+    "foreground left": 1,
+}
+"""What the turns of a talk are like: each comes while those before it run or wait."""
+
+MOST_TURNS = 6
+PAUSES = (0.0, 0.1, 0.3, 1.0, 3.0)
 
 
 @dataclass
@@ -63,6 +84,7 @@ class Told:
     mode: str
     script: Json
     began: float
+    conversation: str = ""
     response_id: str = ""
     background: bool = False
     store: bool = True
@@ -125,33 +147,59 @@ class Traffic:
             await asyncio.sleep(self._chance.expovariate(rate))
             if len(self._under_way) < at_once:
                 mode = self._chance.choices(list(MODES), list(MODES.values()))[0]
-                client = Client(mode, self._slots, self._http, random.Random(self._chance.random()))
-                self.told.append(client.told)
-                task = asyncio.create_task(self._play(client), name=mode)
-                self._under_way.add(task)
-                task.add_done_callback(self._under_way.discard)
+                chance = random.Random(self._chance.random())
+                self._start(self._talk(chance) if mode == "talk" else self._play(self._client(mode, chance)), mode)
 
-    async def _play(self, client: "Client") -> None:
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    def _client(self, mode: str, chance: random.Random, conversation: str = "") -> "Client":
+        client = Client(mode, self._slots, self._http, chance, conversation)
+        self.told.append(client.told)
+        return client
+
+    async def _talk(self, chance: random.Random) -> None:
+        """Several turns of one conversation, each as soon as the one before it was accepted, or before."""
+        conversation = f"conv_{uuid.UUID(int=chance.getrandbits(128)).hex}"
+        for _ in range(chance.randint(2, MOST_TURNS)):
+            mode = chance.choices(list(TURNS), list(TURNS.values()))[0]
+            client = self._client(mode, random.Random(chance.random()), conversation)
+            self._start(self._play(client, TALK_SECONDS), client.told.mode)
+            await asyncio.sleep(chance.choice(PAUSES))
+
+    async def _play(self, client: "Client", seconds: float = END_SECONDS) -> None:
         try:
-            async with asyncio.timeout(END_SECONDS):
+            async with asyncio.timeout(seconds):
                 await client.play()
         except TimeoutError:
-            client.told.wrong.append(f"V1: no end within {END_SECONDS:.0f} s")
+            client.told.wrong.append(f"V1: no end within {seconds:.0f} s")
         self.done[client.told.mode] += 1
 
     async def finish(self) -> None:
         """Wait for the clients at work; each has a deadline of its own."""
-        await asyncio.gather(*self._under_way)
+        while self._under_way:
+            await asyncio.gather(*self._under_way)
 
 
 class Client:
     """One client and its response."""
 
-    def __init__(self, mode: str, slots: Sequence[Slot], http: httpx.AsyncClient, chance: random.Random) -> None:
+    def __init__(
+        self,
+        mode: str,
+        slots: Sequence[Slot],
+        http: httpx.AsyncClient,
+        chance: random.Random,
+        conversation: str = "",
+    ) -> None:
         self._http = http
         self._slots = [slot for slot in slots if slot.role.serves_http]
         self._chance = chance
-        self.told = Told(mode, self._script(mode), time.time())
+        self._mode = mode
+        told_as = f"turn, {mode}" if conversation else mode
+        self.told = Told(told_as, self._script(mode), time.time(), conversation)
 
     def _script(self, mode: str) -> Json:
         script: Json = {"count": self._chance.randint(2, 30), "delay": self._chance.choice((0.0, 0.02, 0.1, 0.2))}
@@ -159,13 +207,15 @@ class Client:
             script["checkpoint_every"] = self._chance.choice((1, 3, 7))
         if mode.startswith("cancel"):
             script["delay"] = 0.2
+        script["stubborn"] = self._chance.random() < 0.3
+        script["wind_down"] = self._chance.choice((0.0, 0.0, 1.5))
         if self._chance.random() < 0.06:
             script["ballast"] = "x" * MANY_BYTES
         return script
 
     async def play(self) -> None:
         """Do what the mode says, to the end."""
-        mode = self.told.mode
+        mode = self._mode
         if mode.startswith("foreground"):
             await self._foreground(stream=mode != "foreground", leaves=mode.endswith("left"))
         elif mode.startswith("not stored"):
@@ -201,6 +251,7 @@ class Client:
             "input": json.dumps(self.told.script),
             "background": self.told.background,
             "store": self.told.store,
+            **({"conversation": self.told.conversation} if self.told.conversation else {}),
             **fields,
         }
 
@@ -347,6 +398,8 @@ class Client:
         return answer
 
     def _check_status(self, answer: httpx.Response, allowed: Sequence[int]) -> None:
+        if answer.status_code == 409 and self.told.conversation and "queue_full" in answer.text:
+            return  # turns that were made and whose answer was lost wait as well
         if answer.status_code not in (*allowed, *UNAVAILABLE):
             request = answer.request
             self.told.wrong.append(f"{request.method} {request.url.path}: {answer.status_code} {answer.text[:300]}")

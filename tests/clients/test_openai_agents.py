@@ -7,6 +7,7 @@ from agents import (
     ItemHelpers,
     MessageOutputItem,
     ModelSettings,
+    OpenAIConversationsSession,
     OpenAIResponsesModel,
     ReasoningItem,
     RunConfig,
@@ -15,7 +16,7 @@ from agents import (
     ToolCallOutputItem,
 )
 from agents.exceptions import MaxTurnsExceeded
-from openai import APIStatusError, AsyncOpenAI
+from openai import APIStatusError, AsyncOpenAI, NotFoundError
 from openai.types.responses import ResponseTextDeltaEvent
 from pydantic import BaseModel
 
@@ -139,6 +140,26 @@ async def test_a_conversation_id_joins_runs(plain: Agent, judge: Judge) -> None:
     for text in ("One", "Two"):
         await Runner.run(plain, text, conversation_id="conv_of_the_agents_sdk", run_config=CONFIG)
     assert [response["conversation"] for response in judge.responses] == [{"id": "conv_of_the_agents_sdk"}] * 2
+
+
+async def test_a_session_keeps_the_conversation_on_the_server(equipped: Agent, base_url: str) -> None:
+    async with AsyncOpenAI(base_url=base_url, api_key="local", max_retries=0) as client:
+        session = OpenAIConversationsSession(openai_client=client)
+        first = await Runner.run(equipped, "Rome", session=session, run_config=CONFIG)
+        assert first.final_output == "21 degrees in Rome"
+        await Runner.run(equipped, "Paris", session=session, run_config=CONFIG)
+        items = await session.get_items()
+        kinds = ["message", "function_call", "function_call_output", "message"] * 2
+        assert [item.get("type") for item in items] == kinds
+        assert await session.get_items(limit=3) == items[-3:]
+        assert await session.pop_item() == items[-1]
+        assert await session.get_items() == items[:-1]
+        await session.add_items([{"role": "user", "content": f"{number}"} for number in range(45)])
+        assert len(await session.get_items()) == 7 + 45
+        conversation = session.session_id
+        await session.clear_session()
+        with pytest.raises(NotFoundError):
+            await client.conversations.retrieve(conversation)
 
 
 async def test_settings_of_the_model_are_echoed(model: OpenAIResponsesModel, judge: Judge) -> None:

@@ -151,6 +151,16 @@ def test_every_endpoint_is_a_route_with_and_without_the_version(function_app: Mo
         ("DELETE", "responses/{response_id}"),
         ("POST", "responses/{response_id}/cancel"),
         ("GET", "responses/{response_id}/input_items"),
+        ("POST", "responses/input_tokens"),
+        ("POST", "responses/compact"),
+        ("POST", "conversations"),
+        ("GET", "conversations/{conversation_id}"),
+        ("POST", "conversations/{conversation_id}"),
+        ("DELETE", "conversations/{conversation_id}"),
+        ("POST", "conversations/{conversation_id}/items"),
+        ("GET", "conversations/{conversation_id}/items"),
+        ("GET", "conversations/{conversation_id}/items/{item_id}"),
+        ("DELETE", "conversations/{conversation_id}/items/{item_id}"),
     }
     versioned = {(method, f"v1/{route}") for method, route in endpoints}
     assert routes == endpoints | versioned | {("GET", "v1/openapi.json"), ("GET", "healthz"), ("GET", "readyz")}

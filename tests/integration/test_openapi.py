@@ -347,6 +347,8 @@ def examples(operation: str, mode: GenerationMode) -> int:
     """How many, after what they cost: the schema of a request is large."""
     if operation == "create_response":
         return 10 if mode is GenerationMode.POSITIVE else 5
+    if operation in ("count_input_tokens", "compact_items"):  # the same schema again
+        return 2
     return 8
 
 

@@ -5,16 +5,15 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from tests.model.world import State, is_good, violation
-
-type Next = Callable[[State], Iterator[State]]
+from tests.model.world import is_good, violation
 
 
 class Stuck(AssertionError):
     """From here no good end can be reached any more."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: Any) -> None:
         super().__init__(f"{self.__doc__}\n{state}")
         self.state = state
 
@@ -26,7 +25,7 @@ class Endless(Stuck):
 class Violated(AssertionError):
     """Something happened that must not."""
 
-    def __init__(self, what: str, state: State) -> None:
+    def __init__(self, what: str, state: Any) -> None:
         super().__init__(f"{what}\n{state}")
         self.state = state
 
@@ -39,8 +38,15 @@ class Explored:
     good: int
 
 
-def explore(first: State, successors: Next, most: int = 3_000_000) -> Explored:
-    """Visit every state.
+def explore[S](
+    first: S,
+    successors: Callable[[S], Iterator[S]],
+    most: int = 3_000_000,
+    *,
+    good: Callable[[Any], bool] = is_good,
+    wrong: Callable[[Any, Any], str] = violation,
+) -> Explored:
+    """Visit every state of a model; `good` are its ends, `wrong` tells what is wrong with a step.
 
     Raises:
         Violated: A step led to what must not be.
@@ -50,26 +56,26 @@ def explore(first: State, successors: Next, most: int = 3_000_000) -> Explored:
     # Who leads to whom, as pairs: a list per state would take more room than the states.
     sources, targets = array("l"), array("l")
     waiting = deque([first])
-    good = []
+    ends = []
     while waiting:
         state = waiting.popleft()
         number = numbers[state]
-        if is_good(state):
-            good.append(number)
+        if good(state):
+            ends.append(number)
         for after in successors(state):
             known = numbers.get(after)
             if known is None:
-                if what := violation(state, after):
+                if what := wrong(state, after):
                     raise Violated(what, after)
                 known = numbers[after] = len(numbers)
                 waiting.append(after)
             sources.append(number)
             targets.append(known)
         assert len(numbers) <= most, f"more than {most} states"
-    stuck = _without_way(len(numbers), sources, targets, good)
+    stuck = _without_way(len(numbers), sources, targets, ends)
     if stuck is not None:
         raise Stuck(next(state for state, number in numbers.items() if number == stuck))
-    return Explored(len(numbers), len(good))
+    return Explored(len(numbers), len(ends))
 
 
 def _without_way(count: int, sources: "array[int]", targets: "array[int]", good: list[int]) -> int | None:
@@ -90,7 +96,15 @@ def _without_way(count: int, sources: "array[int]", targets: "array[int]", good:
     return None if stuck < 0 else stuck
 
 
-def walk(first: State, successors: Next, chance: random.Random, most: int = 3_000) -> int:
+def walk[S](
+    first: S,
+    successors: Callable[[S], Iterator[S]],
+    chance: random.Random,
+    most: int = 3_000,
+    *,
+    good: Callable[[Any], bool] = is_good,
+    wrong: Callable[[Any, Any], str] = violation,
+) -> int:
     """One way through the world until nothing can happen any more; how many steps it took.
 
     Raises:
@@ -102,17 +116,24 @@ def walk(first: State, successors: Next, chance: random.Random, most: int = 3_00
     for steps in range(most):
         after = list(successors(state))
         if not after:
-            if not is_good(state):
+            if not good(state):
                 raise Stuck(state)
             return steps
         chosen = chance.choice(after)
-        if what := violation(state, chosen):
+        if what := wrong(state, chosen):
             raise Violated(what, chosen)
         state = chosen
     raise Endless(state)
 
 
-def wander(first: State, successors: Next, walks: int) -> None:
+def wander[S](
+    first: S,
+    successors: Callable[[S], Iterator[S]],
+    walks: int,
+    *,
+    good: Callable[[Any], bool] = is_good,
+    wrong: Callable[[Any, Any], str] = violation,
+) -> None:
     """So many walks, each by a chance of its own; they are the same ones every time."""
     for seed in range(walks):
-        walk(first, successors, random.Random(seed))
+        walk(first, successors, random.Random(seed), good=good, wrong=wrong)

@@ -12,7 +12,7 @@ from api.process import Process
 from resilience.crash_points import HANDLER_POINTS, POINTS, SETTING, CrashAt, UnknownCrashPoint
 from storage.seam import Operation
 from tests.support.azurite import AzuriteServer
-from tests.support.crash_cases import PASSED, Case, every_case
+from tests.support.crash_cases import ALL, PASSED, Case, every_case
 
 EVERY = os.environ.get("CRASH_POINTS") == "every"
 AT_ONCE = 3
@@ -20,13 +20,21 @@ AT_ONCE = 3
 ELSEWHERE = {
     Operation.ROW_CONFIRM: "the reply to a write was lost",
     Operation.LEDGER_CONFIRM: "the reply to a transaction was lost",
+    Operation.CHAIN_CONFIRM: "the reply to a write was lost",
     Operation.ROW_LIST: "a handler reads a conversation's history",
     Operation.ROW_DELETE: "an acceptance failed half-way",
     Operation.KEY_REPLACE: "a key is used again after a day",
     Operation.KEY_RELEASE: "a foreground response came to nothing",
     Operation.KEY_TIME: "the age of a key is asked for",
+    Operation.EXPIRY_NOTE: "a worker that falls idle notes what ended, for retention",
+    Operation.EXPIRY_DUE: "the timer looks for what is too old",
+    Operation.EXPIRY_DONE: "the timer deleted what was too old",
+    Operation.QUEUE_DEPTH: "a readiness or load probe counts messages, and changes nothing",
 }
-"""What no undisturbed host passes at a time of its choosing: tests/integration/test_engine_rare_points has them."""
+"""What no undisturbed host passes at a time of its choosing, or what has nothing to do with a run.
+
+tests/integration/test_engine_rare_points has them, tests/integration/test_engine_retention those of retention.
+"""
 
 CHOSEN = [
     Case("accepting", "row.replace:after", mode="cancel"),
@@ -35,6 +43,8 @@ CHOSEN = [
     Case("taking over", "ledger.mark_dead:after"),
     Case("taking over", "log.break:after"),
     Case("leaving", "log.release:before"),
+    Case("accepting", "row.replace:after", 2, "steer"),
+    Case("running", "chain.replace:before", mode="steer and cancel"),
 ]
 
 
@@ -86,7 +96,7 @@ def test_no_point_is_left_out() -> None:
 def test_a_handlers_steps_are_passed_in_every_mode() -> None:
     for point in HANDLER_POINTS:
         modes = {case.mode for case in every_case() if case.point == point}
-        assert modes == {"background", "stream", "cancel"}, point
+        assert modes == set(ALL), point
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,17 @@ async def test_a_visible_message_can_still_be_pushed_by_its_last_receipt(account
     assert await account.driver.receive_message(WATCH_QUEUE, visibility=30) is None
 
 
+async def test_the_depth_counts_visible_hidden_and_delayed_messages(storage: Storage, driver: StorageDriver) -> None:
+    assert await storage.work.depth() == 0
+    for number, delay in enumerate((0, 0, 60)):
+        await storage.work.send_start("tenant", f"resp_{number}", delay=delay)
+    message = await received(driver, WORK_QUEUE)
+    assert await storage.work.depth() == 3
+    await driver.delete_message(WORK_QUEUE, message.receipt)
+    assert await storage.work.depth() == 2
+    assert storage.seam.counts["queue.depth"] == 3
+
+
 async def test_texts_of_others_are_given_as_they_are(driver: StorageDriver) -> None:
     text = "naïve \U0001f600 <tag/> &amp; line\nbreak"
     await driver.send_message(WORK_QUEUE, text)

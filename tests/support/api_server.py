@@ -172,6 +172,21 @@ def starlette_app(endpoints: Endpoints) -> Starlette:
             Route(one, endpoints.delete_response, methods=["DELETE"]),
             Route(f"{one}/cancel", endpoints.cancel_response, methods=["POST"]),
             Route(f"{one}/input_items", endpoints.list_input_items, methods=["GET"]),
+            Route(f"{prefix}/input_tokens", endpoints.count_input_tokens, methods=["POST"]),
+            Route(f"{prefix}/compact", endpoints.compact_items, methods=["POST"]),
+        ]
+    for prefix in ("/v1/conversations", "/conversations"):
+        one = f"{prefix}/{{conversation_id}}"
+        item = f"{one}/items/{{item_id}}"
+        routes += [
+            Route(prefix, endpoints.create_conversation, methods=["POST"]),
+            Route(one, endpoints.get_conversation, methods=["GET"]),
+            Route(one, endpoints.update_conversation, methods=["POST"]),
+            Route(one, endpoints.delete_conversation, methods=["DELETE"]),
+            Route(f"{one}/items", endpoints.create_conversation_items, methods=["POST"]),
+            Route(f"{one}/items", endpoints.list_conversation_items, methods=["GET"]),
+            Route(item, endpoints.get_conversation_item, methods=["GET"]),
+            Route(item, endpoints.delete_conversation_item, methods=["DELETE"]),
         ]
     return Starlette(routes=routes)
 

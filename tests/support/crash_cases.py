@@ -7,9 +7,11 @@ host that survives; it serves queues only from the moment the victim is gone, un
 import asyncio
 import json
 import signal
+import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,19 +23,26 @@ from storage.rows import ROW_PREFIX
 from storage.seam import Operation
 from tests.support.azurite import AzuriteServer
 from tests.support.host import FunctionHost, until
-from tests.support.invariants import check_nothing_left, check_response
+from tests.support.invariants import assert_chain, check_nothing_left, check_response
 from tests.support.rest import left_to_do
-from tests.support.servers import Deployment, body, deployment, eventually, frames_from
+from tests.support.servers import SCRIPTED, Deployment, body, deployment, eventually, frames_from
+from tests.support.turn_journal import read_entries
 
 type Json = dict[str, Any]
 
 PRINCIPAL = "local"
 DEATH_SECONDS = 60.0
-END_SECONDS = 90.0
+END_SECONDS = 150.0
+"""A worker that died before it had a watch message is found by the sweep, which comes once a minute."""
+
+STEERABLE = "tests.support.agents.scripted:steerable_app"
+STEERED = 3
+"""Events of the first turn after which the others come."""
+
 BALLAST = "x" * 40_000
 """Enough for request and snapshot to be stored beside the row."""
 
-SCRIPT: Json = {"count": 6, "delay": 0.25, "checkpoint_every": 2, "ballast": BALLAST}
+SCRIPT: Json = {"count": 6, "delay": 0.25, "checkpoint_every": 2, "ballast": BALLAST, "on_signal": "finish"}
 SETTINGS = {
     "RESPONSES_SEGMENT_BLOCKS": "5",
     "RESPONSES_IDLE_CLOSE_AFTER": "0.5",
@@ -56,7 +65,8 @@ class Case:
         way: how the victim comes to the point; a key of `WAYS`.
         point: where it dies.
         passing: at which passing.
-        mode: what the client asked for: `background`, `stream` or `cancel`.
+        mode: what the client asked for: `background`, `stream` or `cancel`; `steer`, a stream with two more turns
+            behind it, the first of which reads it to its end; `steer and cancel`, the same, and the first is cancelled.
     """
 
     way: str
@@ -65,11 +75,22 @@ class Case:
     mode: str = "stream"
     frames: list[bytes] = field(default_factory=list)
     response_id: str = ""
+    later: list[str] = field(default_factory=list)
     cancelled: bool = False
     deleted: bool = False
 
     def __str__(self) -> str:
         return f"{self.way}-{self.mode}-{self.point}:{self.passing}"
+
+    @property
+    def steers(self) -> bool:
+        """True if other turns come behind the first."""
+        return self.mode in STEER
+
+    @property
+    def cancels(self) -> bool:
+        """True if the (first) response is cancelled."""
+        return self.mode.endswith("cancel")
 
     @property
     def crash_at(self) -> dict[str, str]:
@@ -81,18 +102,25 @@ class Case:
         Raises:
             AssertionError: The point was not passed, or a rule does not hold afterwards.
         """
-        with deployment(azurite, **SETTINGS) as cluster:
-            async with cluster.storage() as storage:
-                survivor = await WAYS[self.way](self, cluster)
-                await self._settle(survivor, storage, cluster)
-                await self._judge(storage, cluster)
+        with tempfile.TemporaryDirectory() as directory:
+            journal = Path(directory) / "journal"
+            settings = {**SETTINGS, "SCRIPTED_JOURNAL": str(journal)}
+            with deployment(azurite, STEERABLE if self.steers else SCRIPTED, **settings) as cluster:
+                async with cluster.storage() as storage:
+                    survivor = await WAYS[self.way](self, cluster)
+                    await self._settle(survivor, storage, cluster)
+                    await self._judge(storage, cluster)
+                    if self.steers:
+                        await self._judge_turns(storage, journal)
 
     # -- the client ---------------------------------------------------------------------------------------------------
 
     async def ask(self, host: FunctionHost, enough: int = 10**9, **fields: Any) -> None:
         """Make a response and follow it while the host lives, or until so many events were seen."""
         script = {**SCRIPT, "delay": 0.8} if self.way == "leaving" else SCRIPT  # longer than the grace
-        wanted = body(script, background=True, stream=self.mode != "background", **fields)
+        if self.mode == "steer and cancel":
+            script = {**script, "on_signal": "ignore", "delay": 0.7}  # its handler is there when the cancel comes
+        wanted = body(script, background=True, stream=self.mode != "background", **self._conversation, **fields)
         with suppress(httpx.HTTPError):
             async with httpx.AsyncClient(base_url=host.base_url, timeout=END_SECONDS) as http:
                 if self.mode == "background":
@@ -107,8 +135,22 @@ class Case:
                             if len(self.frames) == 1
                             else self.response_id
                         )
+                        if len(self.frames) == STEERED and self.steers:
+                            await self._steer(http)
                         if len(self.frames) >= enough:
                             return
+
+    @property
+    def _conversation(self) -> Json:
+        return {"conversation": "talk"} if self.steers else {}
+
+    async def _steer(self, http: httpx.AsyncClient) -> None:
+        """Two more turns, while the first is at work; whether they are made is known only where there is an answer."""
+        for _ in range(2):
+            wanted = body({**SCRIPT, "count": 2}, background=True, **self._conversation)
+            answer = await http.post("/responses", json=wanted)
+            if answer.status_code == 200:
+                self.later.append(answer.json()["id"])
 
     async def cancel(self, host: FunctionHost) -> None:
         """One try to cancel it, if its id is known yet."""
@@ -122,7 +164,7 @@ class Case:
     # -- afterwards ---------------------------------------------------------------------------------------------------
 
     async def _settle(self, survivor: FunctionHost, storage: Storage, cluster: Deployment) -> None:
-        if self.mode == "cancel" and self.response_id:
+        if self.cancels and self.response_id:
             await eventually(lambda: self._cancel_definitely(survivor), "an answer to the cancel", END_SECONDS)
 
         async def ended() -> bool:
@@ -139,7 +181,8 @@ class Case:
     async def _judge(self, storage: Storage, cluster: Deployment) -> None:
         rows = await storage.driver.query_entities(RESPONSES, row_key_prefix=ROW_PREFIX)
         ids = [row.row_key.removeprefix(ROW_PREFIX) for row in rows]
-        assert not self.response_id or self.response_id in ids, f"R1: {self.response_id} is not on record"
+        told = {self.response_id, *self.later} - {""}
+        assert told <= set(ids), f"R1: {told - set(ids)} is not on record"
         for response_id in ids:
             own = response_id == self.response_id
             if own and self.deleted:
@@ -155,7 +198,14 @@ class Case:
             if not (own and self.cancelled):
                 assert stored.row.status == "completed", f"{stored.row.status}: {stored.snapshot}\n{cluster.logs()}"
                 text = "".join(part["text"] for item in (stored.snapshot or {})["output"] for part in item["content"])
-                assert text.split() == [str(number) for number in range(SCRIPT["count"])]
+                count = len(text.split()) if self.steers else SCRIPT["count"]
+                assert text.split() == [str(number) for number in range(count)]
+
+    async def _judge_turns(self, storage: Storage, journal: Path) -> None:
+        if self.response_id:
+            spans = [entry.span for entry in read_entries(journal)]
+            told = [self.response_id, *self.later]
+            await assert_chain(storage, PRINCIPAL, self.response_id, spans, accepted=told, crashes=2)
 
 
 async def _dies(victim: FunctionHost) -> None:
@@ -171,7 +221,7 @@ async def _accepting(case: Case, cluster: Deployment) -> FunctionHost:
         cluster.start(*SHORT, **EAGER, **case.crash_at), cluster.start(*SHORT, **LATE)
     )
     asking = asyncio.create_task(case.ask(victim))
-    if case.mode == "cancel":
+    if case.cancels:
         await until(lambda: bool(case.response_id) or not victim.running, DEATH_SECONDS)
         await case.cancel(victim)
     await _dies(victim)
@@ -185,7 +235,7 @@ async def _running(case: Case, cluster: Deployment) -> FunctionHost:
         cluster.start("--only", "http"), cluster.start("--only", "queue", *SHORT, **LATE, **case.crash_at)
     )
     asking = asyncio.create_task(case.ask(front))
-    if case.mode == "cancel":
+    if case.cancels:
         await until(lambda: bool(case.response_id) or not victim.running, DEATH_SECONDS)
         await asyncio.sleep(0.6)
         await case.cancel(front)
@@ -206,7 +256,7 @@ async def _taking_over(case: Case, cluster: Deployment) -> FunctionHost:
     await eventually(lambda: _has_id(case), "an id")
     await asyncio.sleep(0.8)
     owner.kill()
-    if case.mode == "cancel":
+    if case.cancels:
         await case.cancel(front)
     await _dies(victim)
     await cluster.start("--only", "queue", *SHORT, **LATE)
@@ -303,9 +353,11 @@ WAYS: dict[str, Callable[[Case, Deployment], Awaitable[FunctionHost]]] = {
     "asked": _asked,
 }
 
+STEER = ("steer", "steer and cancel")
 BACKGROUND_ONLY = ("background",)
-LOG_ONLY = ("stream", "cancel")
-ALL = ("background", "stream", "cancel")
+LOG_ONLY = ("stream", "cancel", *STEER)
+ALL = ("background", "stream", "cancel", *STEER)
+ENDED = ("background", "stream", "steer")
 
 # Which operations a victim passes on which way, and in which modes of its client.
 PASSED: dict[str, dict[Operation, tuple[str, ...]]] = {
@@ -316,9 +368,11 @@ PASSED: dict[str, dict[Operation, tuple[str, ...]]] = {
         Operation.PAYLOAD_PUT: ALL,
         Operation.ROW_INSERT: ALL,
         Operation.ROW_READ: ALL,
+        Operation.CHAIN_READ: STEER,
+        Operation.CHAIN_REPLACE: ("steer and cancel",),
         Operation.ROW_REPLACE: ALL,
         Operation.LEDGER_BEGIN: ALL,
-        Operation.LEDGER_COMMIT: ("background", "stream"),
+        Operation.LEDGER_COMMIT: ENDED,
         Operation.LEDGER_END: ALL,
         Operation.QUEUE_SEND_START: ALL,
         Operation.QUEUE_SEND_WATCH: ALL,
@@ -331,9 +385,12 @@ PASSED: dict[str, dict[Operation, tuple[str, ...]]] = {
         Operation.LOG_APPEND: LOG_ONLY,
         Operation.PAYLOAD_GET: ALL,
         Operation.ROW_READ: ALL,
+        Operation.CHAIN_READ: STEER,
+        Operation.CHAIN_REPLACE: ("steer and cancel",),
+        Operation.QUEUE_SEND_START: STEER,
         Operation.ROW_REPLACE: ALL,
         Operation.LEDGER_BEGIN: ALL,
-        Operation.LEDGER_COMMIT: ("background", "stream"),
+        Operation.LEDGER_COMMIT: ENDED,
         Operation.LEDGER_END: ALL,
         Operation.QUEUE_SEND_WATCH: ALL,
         Operation.QUEUE_DELETE_WATCH: ALL,
@@ -344,11 +401,12 @@ PASSED: dict[str, dict[Operation, tuple[str, ...]]] = {
         Operation.LEDGER_ENTRIES: ALL,
         Operation.LEDGER_WIPE: ALL,
         Operation.QUEUE_SEND_START: ALL,
+        Operation.CHAIN_READ: STEER,
         Operation.LOG_BREAK: LOG_ONLY,
         Operation.LOG_ACQUIRE: LOG_ONLY,
         Operation.LOG_INFO: LOG_ONLY,
         Operation.LOG_READ: LOG_ONLY,
-        Operation.ROW_REPLACE: ("background", "stream"),
+        Operation.ROW_REPLACE: ENDED,
     },
     "leaving": {
         Operation.LOG_RELEASE: ("stream",),
@@ -361,6 +419,7 @@ PASSED: dict[str, dict[Operation, tuple[str, ...]]] = {
         Operation.PAYLOAD_DELETE: ("stream",),
         Operation.QUEUE_SEND_START: ("stream",),
         Operation.ROW_REPLACE: ("stream",),
+        Operation.CHAIN_DELETE: ("stream",),
     },
     "keyed": {
         Operation.KEY_CLAIM: BACKGROUND_ONLY,
@@ -392,5 +451,13 @@ def every_case() -> list[Case]:
         for point in HANDLER_POINTS[1:3]
         for passing in (5, 9)
         for mode in ALL[:2]
+    ]
+    # Turns that end in the middle of a chain, and at its end.
+    cases += [
+        Case(way, f"{operation}:{moment}", passing, "steer")
+        for way in ("accepting", "running")
+        for operation in (Operation.ROW_REPLACE, Operation.QUEUE_SEND_START, Operation.CHAIN_READ)
+        for moment in MOMENTS
+        for passing in (2, 3)
     ]
     return cases

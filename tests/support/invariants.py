@@ -7,13 +7,14 @@ Invariants (the numbers are used in the messages):
 - V5: no segment of an older generation behind one of a newer.
 - V6: the stored snapshot is the fold of the events; W4: the terminal event holds what a GET answers.
 - V7: handler entries are at most 1 + crashes + lost leases. V8: a cancelled response is cancelled, for ever.
+- V9: the turns of a chain ran once each, in the order of their numbers, one handler at a time (`assert_chain`).
 - V10: nothing is left of a deleted one but its marker.
 
 Every frame is read with the `openai` package's types, every response object must have each field (W1).
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from protocol.fold import Fold
 from protocol.response import TERMINAL_STATUSES, strip_internal
 from resilience.ownership import CONTINUED, has_log, read_row
 from resilience.placement import partition_key, tenant_of
+from storage.chains import ChainRow
 from storage.connection import Storage
 from storage.driver import EVENTS, PAYLOADS, WORKERS
 from storage.memory import MemoryDriver
@@ -30,6 +32,9 @@ from storage.rows import ResponseRow
 from tests.support.stream_oracle import MODELS, assert_response, assert_valid
 
 type Json = dict[str, Any]
+type Span = tuple[str, float, float | None]
+"""An entry into a handler: the response, the moments when it began and ended, on any one clock or counter; without
+an end if its process was killed, or lost the response to another while it was stopped."""
 
 NOT_NULL = [
     "id",
@@ -234,6 +239,71 @@ def check_view(log: Sequence[bytes], view: Sequence[bytes]) -> None:
         return
     first = sse.sequence_of(view[0])
     assert list(log[first : first + len(view)]) == list(view), "V3/V4: a client saw something else than the log"
+
+
+async def assert_chain(
+    storage: Storage,
+    principal: str,
+    response_id: str,
+    spans: Iterable[Span],
+    *,
+    accepted: Iterable[str] = (),
+    crashes: int = 0,
+    lost_leases: int = 0,
+) -> ChainRow:
+    """Assert V9 of a chain that is at rest: nothing of it runs or waits, and every turn ran in its order.
+
+    A turn that was cancelled may never have been entered; neither may one that failed with its worker.
+
+    Args:
+        storage: the account, through no seam with faults.
+        principal: who made the responses.
+        response_id: any turn of the chain, or whatever lies in its partition.
+        spans: the handler's entries; those of other chains are passed over.
+        accepted: the turns that clients were told of, each of which has to be there.
+        crashes: how many workers were killed.
+        lost_leases: how many owners were displaced while alive.
+    """
+    key = partition_key(tenant_of(principal), response_id)
+    chain = await storage.chains.read(key)
+    rows = {row.id: row for row in await storage.rows.list_partition(key) if row.turn}
+    assert chain.active is None, f"V9: {chain.active} runs for ever"
+    assert not chain.pending, f"V9: {chain.pending} wait for ever"
+    assert not chain.ending, f"V9: {chain.ending} ends for ever"
+    missing = [turn for turn in accepted if turn not in rows]
+    assert not missing, f"V9: {missing} were accepted and are gone"
+    unfinished = {row.id: row.status for row in rows.values() if row.status not in TERMINAL_STATUSES}
+    assert not unfinished, f"V9: left without an outcome: {unfinished}"
+    numbers = {row.id: row.turn for row in rows.values()}
+    assert len(set(numbers.values())) == len(numbers), f"V9: two turns have one number: {sorted(numbers.values())}"
+    assert max(numbers.values(), default=0) <= chain.turns, f"V9: {chain.turns} turns, but {sorted(numbers.values())}"
+    ours = [span for span in spans if span[0] in numbers]
+    check_turns(numbers, ours, most=1 + crashes + lost_leases)
+    entered = {span[0] for span in ours}
+    for row in rows.values():
+        spared = row.status == "cancelled" or (row.status == "failed" and await _failed_with_its_worker(storage, row))
+        assert row.id in entered or spared, f"V9: turn {row.turn} is {row.status} and was never entered"
+    return chain
+
+
+def check_turns(numbers: Mapping[str, int], spans: Iterable[Span], *, most: int = 1) -> None:
+    """Assert that turns with these numbers were entered in their order, `most` times each, and never two at once."""
+    ordered = sorted(spans, key=lambda span: span[1])
+    entries = Counter(span[0] for span in ordered)
+    often = {turn: count for turn, count in entries.items() if count > most}
+    assert not often, f"V9: entered more than {most} times: {often}"
+    order = [numbers[span[0]] for span in ordered]
+    assert order == sorted(order), f"V9: the turns were entered in the order {order}"
+    for index, (turn, _, ended) in enumerate(ordered):
+        for later, began, _ in ordered[index + 1 :]:
+            assert ended is None or began >= ended, f"V9: {later} was entered while {turn} ran"
+
+
+async def _failed_with_its_worker(storage: Storage, row: ResponseRow) -> bool:
+    if row.deleted or row.snapshot is None:
+        return True  # it cannot be known any more
+    snapshot = jsonio.loads(await storage.payloads.get(row.snapshot))
+    return "shutdown_reason" in ((snapshot.get("error") or {}).get("additionalInfo") or {})
 
 
 async def check_nothing_left(storage: Storage, principal: str, response_id: str) -> None:

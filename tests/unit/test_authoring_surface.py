@@ -404,7 +404,8 @@ async def test_a_context_made_by_hand_serves_a_handler_in_a_test_of_its_own() ->
     assert await context.get_input_text() == "Hello"
     assert await context.get_history() == []
     assert (context.principal, context.conversation_chain_id) == ("somebody", RESPONSE_ID)
-    assert not (context.is_recovery or context.is_steered_turn)
+    assert not context.is_recovery
+    assert not context.is_steered_turn
     assert not context.shutdown.is_set()
     context.conversation_chain_metadata["turns"] = 1
     await context.conversation_chain_metadata.flush()

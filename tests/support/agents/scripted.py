@@ -7,17 +7,27 @@ Keys, all optional:
   on behind them;
 - `end`: `completed` (default), `incomplete`, `failed`, `nothing`, `raise`, `refuse` (a ValueError), `hang`;
 - `raise_first`: `true` raises (or refuses, as `end` says) before any event;
-- `invalid`: `true` yields something that is no event, after the first delta.
+- `invalid`: `true` yields something that is no event, after the first delta;
+- `on_signal`: `stop` (default) ends without an outcome when the signal is set, `finish` completes with what there is,
+  `ignore` goes on;
+- `wind_down`: seconds that the handler still takes when the signal was set, and it has nothing more to say.
+
+Setting: `SCRIPTED_JOURNAL`, a file that is told of every entry (`tests.support.turn_journal`).
 """
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from resilience import CreateResponse, ResponseContext, ResponseEventStream, ResponsesApp, ResponsesServerOptions
+from tests.support.turn_journal import noted
 
 app = ResponsesApp(ResponsesServerOptions(resilient_background=True, shutdown_grace_period_seconds=2))
+steerable_app = ResponsesApp(
+    ResponsesServerOptions(resilient_background=True, steerable_conversations=True, shutdown_grace_period_seconds=2)
+)
 fragile_app = ResponsesApp(ResponsesServerOptions(resilient_background=False, shutdown_grace_period_seconds=2))
 
 
@@ -28,8 +38,20 @@ class ScriptedError(Exception):
 async def handler(
     request: CreateResponse, context: ResponseContext, cancellation_signal: asyncio.Event
 ) -> AsyncIterator[Any]:
-    """Do what the input says."""
-    script = _script(await context.get_input_text())
+    """Do what the input says, and note when."""
+    with noted("SCRIPTED_JOURNAL", context):
+        script = _script(await context.get_input_text())
+        heeded = asyncio.Event() if script.get("on_signal") == "ignore" else cancellation_signal
+        async with aclosing(_events(request, context, heeded, script)) as events:
+            async for event in events:
+                yield event
+        if cancellation_signal.is_set():
+            await asyncio.sleep(float(script.get("wind_down", 0)))
+
+
+async def _events(
+    request: CreateResponse, context: ResponseContext, cancellation_signal: asyncio.Event, script: dict[str, Any]
+) -> AsyncGenerator[Any]:
     if script.get("raise_first"):
         _raise(script)
     done = context.persisted_response if script.get("checkpoint_every") else None
@@ -47,6 +69,8 @@ async def handler(
         async for event in _message(stream, numbers, script, cancellation_signal):
             yield event
         if cancellation_signal.is_set():
+            if script.get("on_signal") == "finish":
+                yield stream.emit_completed()
             return
         if script.get("checkpoint_every"):
             yield stream.checkpoint()
@@ -55,6 +79,7 @@ async def handler(
 
 
 app.response_handler(handler)
+steerable_app.response_handler(handler)
 fragile_app.response_handler(handler)
 
 
@@ -70,6 +95,8 @@ async def _message(
         if delay:
             await asyncio.sleep(delay)
         if signal.is_set():
+            if script.get("on_signal") == "finish":
+                break
             return
         yield text.emit_delta(f"{number} ")
         if script.get("invalid"):
