@@ -14,7 +14,7 @@ python := .venv/bin/python
 setup := interpreter=$$(sh scripts/find-python.sh) && "$$interpreter" scripts/setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup start func test test-clients chaos fuzz crash-points bench-recovery check format clean
+.PHONY: help setup start func test test-clients test-page chaos fuzz crash-points bench-recovery check format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -31,12 +31,16 @@ func: ## The same, under Azure Functions Core Tools (func) in place of the local
 	@exec $(python) -m scripts.start --port "$(PORT)" --func
 
 test: setup ## Run every test but those of test-clients, on a storage emulator of its own; a choice of them: ARGS="tests/unit -k ids"
-	@if $(python) -m pytest -n $(WORKERS) --dist loadfile $(other_clients:%=--ignore=%) $(ARGS); then echo 'make test: all passed'; \
+	@if $(python) -m pytest -n $(WORKERS) --dist loadfile --ignore=tests/page $(other_clients:%=--ignore=%) $(ARGS); then echo 'make test: all passed'; \
 	else echo 'make test: FAILED' >&2; exit 1; fi
 
 test-clients: ## Hold other people's clients against the server, unmodified: tests/clients
 	@$(setup) python node python-clients node-clients
 	@$(python) -m pytest -n $(WORKERS) tests/clients
+
+test-page: setup ## Drive the page in a headless Chromium, which has to be there: tests/page
+	@$(python) -m tests.page.browser
+	@$(python) -m pytest tests/page $(ARGS)
 
 chaos: setup ## Kill, freeze and cut off real hosts under traffic, then judge every response: SECONDS=1800 SEED=1
 	@exec $(python) -m tests.chaos --seconds "$(SECONDS)" $(if $(SEED),--seed "$(SEED)")

@@ -4,7 +4,7 @@ Run it: `RESPONSES_AGENT=samples.multi_turn:app make start`
 
 A client that names a `conversation` sees its turns counted, and what it said in them, until it says "done"; then the
 count begins anew. The count lies in the conversation's metadata, of which no client sees anything; what was said comes
-from the history. A turn counts once, however often its worker died, and not at all if it was cancelled or failed.
+from the history. A turn counts once it is completed, and only once, however often its worker died.
 """
 
 import asyncio
