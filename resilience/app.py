@@ -1,5 +1,6 @@
 """The app: options and the one handler, registered by the file that a user edits."""
 
+import copy
 import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import Any, cast
@@ -57,6 +58,12 @@ class ResponsesApp:
         if self._handler is None:
             raise NoHandler
         return self._handler
+
+    def with_handler(self, handler: Handler) -> "ResponsesApp":
+        """This app, hooks and all, with another handler."""
+        other = copy.copy(self)
+        other._handler = handler
+        return other
 
     def response_handler[H: Callable[..., Any]](self, handler: H) -> H:
         """Register ``async def handler(request, context, cancellation_signal)``; a decorator.

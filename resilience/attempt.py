@@ -74,7 +74,7 @@ class Attempt:
         self._kind = {"responses.disposition": entering.disposition}
 
     def __enter__(self) -> "Attempt":
-        if self._entering.generation > 1:
+        if self._entering.recovery:
             self._since = self._telemetry.now()
         self._left.enter_context(bound(response_id=self._record.response_id, attempt_id=self._entering.id))
         self._span = self._telemetry.tracer.start_span(
@@ -117,7 +117,7 @@ class Attempt:
         self._telemetry.attempts.add(1, attributes)
         if entering.recovery:
             self._telemetry.recoveries.add(1, self._kind)
-        elif entering.generation == 1:
+        else:
             self._telemetry.delay.record(self._elapsed(), self._kind)
 
     def begun(self) -> None:

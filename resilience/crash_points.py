@@ -70,9 +70,7 @@ class CrashAt:
     def install(self, seam: Seam, app: ResponsesApp) -> ResponsesApp:
         """Arm the point; the app to serve in place of `app`."""
         if self.point in HANDLER_POINTS:
-            armed = ResponsesApp(app.options)
-            armed.response_handler(_watched(app.handler, self))
-            return armed
+            return app.with_handler(_watched(app.handler, self))
         operation, _, moment = self.point.rpartition(":")
         # A fault that never gets as far as failing: this way the call of the pusher's thread has points too.
         kind: Any = moment

@@ -189,6 +189,8 @@ class ForegroundRun:
         if self._turn is None:
             return
         self._turn.runs_on = self._handler is not None and not self._handler.done()
+        if self._context.client_cancelled:
+            return  # as in the background, where the outcome is decided before the handler knows of it
         try:
             self._turn.unkept = self._context.conversation_chain_metadata.changed()
         except ValueError:

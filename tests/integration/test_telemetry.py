@@ -10,7 +10,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
 from protocol.requests import parse_create
-from resilience import ResponseContext, TextResponse
+from resilience import ResponseContext, TextResponse, log_context
 from resilience.engine import Call
 from resilience.options import ResponsesServerOptions
 from resilience.storage_meter import metered
@@ -45,7 +45,12 @@ async def ask(host: Host, body: Json, headers: Mapping[str, str] | None = None) 
         query_parameters={},
         trace_headers=headers if headers is not None else {"traceparent": TRACEPARENT, "tracestate": "vendor=1"},
     )
-    return await host.inside(host.engine.create(call, _stays))
+
+    async def endpoint() -> Json:
+        with log_context.bound(request_id="r1"):
+            return await host.engine.create(call, _stays)
+
+    return await host.inside(endpoint())
 
 
 async def _stays() -> bool:
@@ -259,6 +264,23 @@ async def test_what_a_handler_traces_lies_inside_its_span() -> None:
             (span,) = told.runs()
             assert span.context is not None
             assert seen.pop() == span.context.span_id
+
+
+async def test_what_serves_all_runs_belongs_to_none_of_them() -> None:
+    async with fleet(Teller(20, pause=0.5)) as hosts:
+        host = hosts.host(eager_start=True)
+        recorded(host)
+        made = await ask(host, background())
+        await until(lambda: hosts.entries[made["id"]])
+        await asyncio.sleep(1)
+        tasks = {task.get_name(): task.get_context() for task in asyncio.all_tasks()}
+        for name in ("ledger-committer", "run-watch"):
+            assert tasks[name].run(log_context.fields) == {}
+            assert not tasks[name].run(trace.get_current_span).get_span_context().is_valid
+        handler = tasks[f"handler-{made['id']}"]
+        found = dict(handler.run(log_context.fields))
+        assert found.pop("attempt_id").startswith("1-w")
+        assert found == {"request_id": "r1", "response_id": made["id"]}
 
 
 @pytest.mark.parametrize("body", [{"input": "hi"}, background()], ids=["foreground", "background"])

@@ -107,6 +107,27 @@ def test_an_outcome_names_its_error_and_the_reason_of_the_shutdown() -> None:
     assert outcome_of({"status": "completed", "error": None}) == {"responses.status": "completed"}
 
 
+def test_a_run_that_breaks_off_says_of_what_kind_and_nothing_of_what_was_said() -> None:
+    told = Recorder()
+    record = RequestRecord(
+        response_id="resp_x",
+        created_at=7,
+        principal="secret-canary",
+        request={"input": "secret-canary"},
+        client_headers={"x-client-a": "secret-canary"},
+        query_parameters={},
+        agent_reference=None,
+    )
+    with (
+        pytest.raises(RuntimeError),
+        Attempt(told.telemetry, record, Entering(disposition="resilient", worker_id="w1", model="m")),
+    ):
+        raise RuntimeError("secret-canary")
+    (span,) = told.runs()
+    assert attributes_of(span)["error.type"] == "RuntimeError"
+    assert "secret-canary" not in span.to_json()
+
+
 # -- what is documented -----------------------------------------------------------------------------------------------
 
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
