@@ -434,10 +434,14 @@ class BackgroundRun:
             except OwnershipLost:
                 await complete_log(self._runtime.storage, row)
         await self._wind_down()
-        await self._stop_handler()
-        if row.turn:
-            await chain.revive(self._runtime, row.partition_key, row.id)
+        await self._begin_next(row)
         return RunEnd.ENDED
+
+    async def _begin_next(self, row: ResponseRow) -> None:
+        """One handler at a time: who displaced this worker may still be in the handler, and begins the next turn."""
+        await self._stop_handler()
+        if row.turn and row.owner in ("", self._worker_id):
+            await chain.revive(self._runtime, row.partition_key, row.id)
 
     async def _close_log(self, snapshot: dict[str, Any], refused: ApiError | None = None) -> None:
         if self._feed is None or not has_log(self._ownership.row):
@@ -462,9 +466,7 @@ class BackgroundRun:
             self._attempt.terminal({"status": lost.row.status})
             if not lost.row.deleted:
                 await complete_log(self._runtime.storage, lost.row)
-            await self._stop_handler()
-            if lost.row.turn:  # the outcome may be ours, and then nobody else starts the next turn
-                await chain.revive(self._runtime, lost.row.partition_key, lost.row.id)
+            await self._begin_next(lost.row)  # the outcome may be ours, and then nobody else does
             return RunEnd.ENDED
         _log.warning("response %s: another worker owns it now", self._record.response_id)
         return RunEnd.LOST

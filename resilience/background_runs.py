@@ -44,6 +44,8 @@ class OwnedRun:
 
     def __init__(self, first: BackgroundRun) -> None:
         self.current = first
+        self.lost = False
+        """True once another worker was found to own it."""
         self._must_leave = False
         self._over = asyncio.Event()
 
@@ -169,15 +171,22 @@ class BackgroundRuns:
         if response_id in self._ended_here:
             return
         start_anew(response_id=response_id)
+        # A run that was lost may have been so before this message was sent: for the death of who took it, say.
+        while (run := await self._attach_or_start(key, response_id, verdict)) is not None:
+            await run.ended()
+            if not run.lost:
+                return
+
+    async def _attach_or_start(self, key: str, response_id: str, verdict: Verdict | None) -> OwnedRun | None:
+        """The run that this process has or could claim; None if there is nothing to do here."""
         async with self._turn(response_id):
             run = await self._attach(response_id)
-            if run is None:
-                if self._draining:
-                    await self._runtime.storage.work.send_start(tenant_in(key), response_id)
-                    return
-                run = await self._claim_and_start(key, response_id, verdict)
-        if run is not None:
-            await run.ended()
+            if run is not None:
+                return run
+            if self._draining:
+                await self._runtime.storage.work.send_start(tenant_in(key), response_id)
+                return None
+            return await self._claim_and_start(key, response_id, verdict)
 
     async def _attach(self, response_id: str) -> OwnedRun | None:
         """The run that this process has, unless it has to be claimed anew.
@@ -307,6 +316,7 @@ class BackgroundRuns:
                     self._close(run.current)
                     return
                 run.go_on_with(self._new_run(claimed, record, None))
+            run.lost = end is RunEnd.LOST
             if end is RunEnd.ENDED:
                 self._remember(response_id)
         finally:

@@ -28,7 +28,8 @@ class MalformedRecord(Exception):
 
 
 class _Stored(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
+    # The error is logged, the request is not.
+    model_config = ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True)
 
     v: int
     response_id: str

@@ -28,11 +28,11 @@ def host(hosts: Fleet) -> Host:
     return hosts.host(options=OPTIONS)
 
 
-async def judge(hosts: Fleet, *turns: str) -> None:
+async def judge(hosts: Fleet, *turns: str, lost_leases: int = 0) -> None:
     tellers = hosts.handler
     assert isinstance(tellers, Tellers)
     rows = {turn: row for turn in turns if (row := await hosts.row(turn)) is not None}
-    await assert_chain(hosts.storage, PRINCIPAL, turns[0], tellers.spans(rows), accepted=turns)
+    await assert_chain(hosts.storage, PRINCIPAL, turns[0], tellers.spans(rows), accepted=turns, lost_leases=lost_leases)
 
 
 async def test_a_start_message_for_a_foreground_turn_in_flight_is_left_alone(hosts: Fleet) -> None:
@@ -61,3 +61,48 @@ async def test_the_next_turn_waits_for_a_handler_that_cleans_up_after_its_last_e
     assert (await hosts.finished(second)).status == "completed"
     await asyncio.sleep(10)
     await judge(hosts, first, second)
+
+
+async def test_a_displaced_worker_does_not_begin_the_next_turn_while_the_handler_of_its_successor_runs(
+    hosts: Fleet,
+) -> None:
+    one = host(hosts)
+    first = (await one.create(background("plain", **TALK)))["id"]
+    await until(lambda: hosts.entries[first], "the first turn's handler")
+    tellers = hosts.handler
+    assert isinstance(tellers, Tellers)
+    tellers.disturbed.add(one)
+    one.stop_serving()
+    await asyncio.sleep(3)  # so that its handler is gone some time before the other's
+    successor = host(hosts)
+    worker = one.engine.runtime.worker.id
+    assert worker is not None
+    await hosts.storage.watch.send(worker, delay=0)
+    await until(lambda: len(hosts.entries[first]) == 2, "the other's entry")
+    assert first in one.engine.runtime.running, "it knows already"
+    second = (await successor.create(background("plain", **TALK)))["id"]
+    assert (await one.cancel(first))["status"] == "cancelled"
+    assert (await hosts.finished(second)).status == "completed"
+    await judge(hosts, first, second, lost_leases=1)
+
+
+async def test_a_start_message_that_meets_a_run_which_was_lost_without_its_knowledge_is_not_spent(hosts: Fleet) -> None:
+    one = host(hosts)
+    response_id = (await one.create(background("plain", stream=False)))["id"]
+    await until(lambda: hosts.entries[response_id], "the handler")
+    one.stop_serving()
+    worker = one.engine.runtime.worker.id
+    assert worker is not None
+    await hosts.storage.watch.send(worker, delay=0)
+    successor = host(hosts)
+    await until(lambda: len(hosts.entries[response_id]) == 2, "the other's entry")
+    dead = successor.engine.runtime.worker.id
+    assert dead is not None
+    await successor.crash()
+    await hosts.storage.watch.send(dead, delay=0)
+    # Somebody else learns of this death: the first worker has no reason to look at its own ledger.
+    hosts.host(options=OPTIONS, queues=False).serve_queues("responses-watch")
+    one.serve_queues("responses-work")
+    assert one.engine.runtime.worker.is_current(worker), "it knows already"
+    assert (await hosts.finished(response_id)).status == "completed"
+    assert len(hosts.entries[response_id]) == 3

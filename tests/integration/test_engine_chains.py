@@ -23,8 +23,8 @@ from resilience.ownership import OwnershipLost
 from storage.chains import ChainRow
 from storage.driver import WORK_QUEUE
 from storage.errors import StorageUnavailable
-from storage.seam import Fault
-from tests.support.engines import PRINCIPAL, Fleet, Host, fleet, key_of, until
+from storage.seam import Fault, Moment
+from tests.support.engines import PRINCIPAL, Fleet, Host, HostGone, fleet, key_of, until
 from tests.support.handlers import text_of
 from tests.support.invariants import assert_chain, check_nothing_left
 from tests.support.turns import Act, Turns, lasting, until_opened, until_told
@@ -394,6 +394,57 @@ async def test_a_turn_behind_a_cancelled_one_begins_when_its_owner_died_before_i
         await holder.crash()
         await hosts.finished(second["id"])
         await rest(hosts, turns, second["id"], crashes=1)
+
+
+def dies_after(host: Host, operation: str) -> None:
+    """Kill the host when that operation was carried out."""
+
+    async def die(name: str, moment: Moment) -> None:
+        if (name, moment) == (operation, "after"):
+            host.fleet.kill(host)
+            await host.passage()
+
+    host.seam.hooks.append(die)
+
+
+async def test_a_turn_behind_a_refused_one_begins_when_the_worker_died_after_the_removal() -> None:
+    async def handler(request: Json, context: ResponseContext, signal: asyncio.Event) -> AsyncIterator[Any]:
+        if request["input"] == "bad":
+            await signal.wait()
+            raise ValueError("not this")
+        async for event in turns(request, context, signal):
+            yield event
+
+    turns = Turns()
+    async with fleet(handler) as hosts:
+        host = hosts.host(options=STEERABLE)
+        other = hosts.host(options=STEERABLE)
+        dies_after(host, "row.delete")
+        call = asyncio.ensure_future(host.create({"input": "bad", "conversation": "conv_a"}))
+        await until(lambda: bool(hosts.entries))
+        second = await other.create({"input": "second", "conversation": "conv_a", **BACKGROUND})
+        with pytest.raises(HostGone):
+            await call
+        await hosts.finished(second["id"])
+        await rest(hosts, turns, second["id"])
+
+
+async def test_a_turn_behind_a_cancelled_and_deleted_one_begins_when_the_canceller_died() -> None:
+    turns = Turns()
+    async with fleet(turns) as hosts:
+        api = hosts.host(options=STEERABLE, queues=False)
+        canceller = hosts.host(options=STEERABLE, queues=False)
+        first, second = [
+            await api.create({"input": text, "conversation": "conv_a", **BACKGROUND}) for text in ("first", "second")
+        ]
+        dies_after(canceller, "row.replace")
+        with pytest.raises(HostGone):
+            await canceller.cancel(first["id"])
+        await api.delete(first["id"])
+        hosts.host(options=STEERABLE)
+        await hosts.finished(second["id"])
+        await rest(hosts, turns, second["id"])
+        assert turns.order == [second["id"]]
 
 
 # -- lost replies ---------------------------------------------------------------------------------------------------

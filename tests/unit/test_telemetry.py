@@ -18,7 +18,7 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT
 from api import exporting, logs, telemetry_sdk
 from resilience import log_context
 from resilience.attempt import Attempt, Entering
-from resilience.record import RequestRecord
+from resilience.record import MalformedRecord, RequestRecord
 from resilience.telemetry import ACCEPTED, Telemetry, accepted_at, outcome_of, shared
 from tests.support.telemetry import TRACEPARENT, Recorder, attributes_of
 
@@ -159,6 +159,17 @@ def test_every_attribute_of_a_span_is_documented() -> None:
     section = DOCUMENT.split("## Traces")[1].split("## Metrics")[0]
     documented = set(re.findall(r"`((?:gen_ai|responses|error)\.[a-z_.]+)`", section))
     assert set(attributes_of(told.runs()[0])) == documented
+
+
+def test_a_record_that_cannot_be_read_is_logged_without_what_it_says(root: logging.Logger) -> None:
+    stream = writing_to(root, {"RESPONSES_LOG_FORMAT": "json"})
+    stored = b'{"v": 1, "principal": 7, "request": ["secret-canary"]}'
+    try:
+        RequestRecord.from_bytes(stored)
+    except MalformedRecord:
+        root.exception("its record cannot be read")
+    assert "ValidationError" in stream.getvalue()
+    assert "secret-canary" not in stream.getvalue()
 
 
 # -- logs -------------------------------------------------------------------------------------------------------------
