@@ -55,6 +55,9 @@ async def _last_frame(log: EventLog, name: str, length: int) -> bytes | None:
         end = data.rstrip(b"\n")
         # Frames hold no blank line of their own: the last one begins after the last blank line before its end.
         cut = end.rfind(b"\n\n")
+        if end.startswith(b":", cut + 2 if cut >= 0 else 0):  # the segment was closed after the row was read
+            end = end[: max(cut, 0)].rstrip(b"\n")
+            cut = end.rfind(b"\n\n")
         if cut >= 0:
             return end[cut + 2 :] + b"\n\n"
         if start == 0:

@@ -224,6 +224,9 @@ class Worker:
             self._committer.cancel()
             await asyncio.gather(self._committer, return_exceptions=True)
             self._committer = None
+            # Who asked meanwhile must hear of it: nobody would answer him any more.
+            waiting, self._openings = self._openings, []
+            self._fail(waiting, StorageUnavailable("This process is stopping."))
         if self._now is not None:
             if self._now.open:
                 if self._now.pusher is not None:
@@ -293,6 +296,9 @@ class Worker:
             # Whatever it was, the callers must hear of it: nothing that is not durable may be answered.
             self._fail(batch, error)
             return
+        except asyncio.CancelledError:
+            self._fail(batch, StorageUnavailable("This process is stopping."))
+            raise
         for opening in batch:
             assert now is not None
             if opening.done.cancelled():

@@ -2,10 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
+from protocol import sse
+from resilience.log_end import read_log_end
 from resilience.options import ResponsesServerOptions
+from resilience.ownership import CONTINUED
+from storage.rows import Segment
 from tests.chaos.tellers import Tellers
 from tests.support.engines import PRINCIPAL, Fleet, Host, background, fleet, start_message, until
 from tests.support.invariants import assert_chain, check_response
@@ -106,3 +111,23 @@ async def test_a_start_message_that_meets_a_run_which_was_lost_without_its_knowl
     assert one.engine.runtime.worker.is_current(worker), "it knows already"
     assert (await hosts.finished(response_id)).status == "completed"
     assert len(hosts.entries[response_id]) == 3
+
+
+@pytest.mark.parametrize("text", ["x", "x" * 50_000])
+async def test_the_end_of_a_segment_that_was_closed_meanwhile_is_its_last_event(hosts: Fleet, text: str) -> None:
+    """A reader has read the row before the log went on in another segment."""
+    storage = hosts.storage
+    one = host(hosts)
+    reader = await one.stream(background("quick"))
+    await reader.whole()
+    row = await hosts.row(await reader.response_id())
+    assert row is not None
+    name, lease = "closed-segment", "00000000-0000-0000-0000-000000000001"
+    await storage.log.create(name)
+    await storage.log.acquire(name, lease)
+    frame = sse.encode({"type": "response.output_text.delta", "delta": text, "sequence_number": 7})
+    stale = replace(row, segments=(Segment(name=name, first_sequence=7),))
+    await storage.log.append(name, CONTINUED, position=0, lease_id=lease)
+    assert (await read_log_end(storage.log, stale)).last_sequence == 6
+    await storage.log.append(name, frame + CONTINUED, position=len(CONTINUED), lease_id=lease)
+    assert (await read_log_end(storage.log, stale)).last_sequence == 7

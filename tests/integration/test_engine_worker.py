@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from storage.driver import WATCH_QUEUE, WORKERS
+from storage.errors import StorageUnavailable
 from storage.ledger import LedgerEntry
 from storage.memory import MemoryDriver
 from storage.seam import Fault, FaultKind
@@ -313,3 +314,19 @@ async def test_a_ledger_that_was_wiped_is_as_deadly_as_a_marked_one() -> None:
             lost_leases=1,
             seen=[await reader.whole()],
         )
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.001, 0.01])
+async def test_an_opening_that_comes_while_the_process_stops_is_answered(moment: float) -> None:
+    async with fleet(Teller(1)) as hosts:
+        host = hosts.host(queues=False)
+        worker = host.engine.runtime.worker
+        host.seam.inject(Fault(operation="ledger.*", kind="delay", delay=0.005))
+        await host.inside(worker.open(LedgerEntry("run-x", "background", {})))
+        first = asyncio.ensure_future(host.inside(worker.open(LedgerEntry("run-y", "background", {}))))
+        await asyncio.sleep(moment)
+        stopping = asyncio.ensure_future(host.inside(worker.stop()))
+        second = asyncio.ensure_future(host.inside(worker.open(LedgerEntry("run-z", "background", {}))))
+        answers = await asyncio.wait_for(asyncio.gather(first, second, return_exceptions=True), 30)
+        await stopping
+        assert all(isinstance(answer, str | StorageUnavailable) for answer in answers), answers

@@ -25,7 +25,8 @@ RULES = frozenset(
     + [f"W{number}" for number in range(1, 12)]
     + ["I1", "routes", "health", "delete", "input-items", "not-found", "conversation", "errors", "sse-headers"]
     + ["handler-errors", "handler-signature", "internal-metadata", "exit-for-recovery"]
-    + ["cancel-client", "cancel-shutdown", "cancel-both", "cancel-anywhere", "cancel-queued"]
+    + [f"S{number}" for number in range(1, 8)]
+    + ["cancel-steer", "cancel-client", "cancel-shutdown", "cancel-both", "cancel-anywhere", "cancel-queued"]
 )
 
 HEADER = "| Id | What you can rely on | Shown by |"
