@@ -11,10 +11,10 @@ Example::
         return TextResponse(context, request, text="Hello")
 """
 
-from protocol import aio, data_url, models
 from protocol.builders import BuilderOrderError
 from protocol.event_stream import ResponseEventStream
 from protocol.models import CreateResponse
+from resilience import aio, data_url, models
 from resilience.app import ResponsesApp
 from resilience.chain_metadata import ChainMetadataNamespace, ConversationChainMetadata, MetadataTooLarge
 from resilience.context import ExitForRecovery, ResponseContext, ResponseModeFlags

@@ -72,7 +72,7 @@ async def _record_or_abandon(
 ) -> ResponseRow:
     try:
         return await _record(runtime, key, record, disposition, turn)
-    except (ApiError, StorageError):
+    except (ApiError, StorageError, asyncio.CancelledError):
         runtime.spawn(_abandon(runtime, key, record.response_id), f"abandoning-{record.response_id}")
         raise
 
@@ -115,21 +115,24 @@ async def accept_and_own(
     turn = await _join(runtime, key, record, disposition)
     if turn is not None and turn.waits:
         return await _record_or_abandon(runtime, key, record, disposition, turn)
-    entry = background_entry(key, record.response_id)
-    prepared, opened, sent = await asyncio.gather(
-        _prepare(runtime, key, record, disposition, lease_id=str(uuid.uuid4())),
-        runtime.worker.open(entry),
-        _send_start(runtime, key, record, turn),
-        return_exceptions=True,
-    )
-    worker_id = opened if isinstance(opened, str) else ""
+    opening = asyncio.ensure_future(runtime.worker.open(background_entry(key, record.response_id)))
+    worker_id = ""
     try:
+        prepared, opened, sent = await asyncio.gather(
+            _prepare(runtime, key, record, disposition, lease_id=str(uuid.uuid4())),
+            opening,
+            _send_start(runtime, key, record, turn),
+            return_exceptions=True,
+        )
+        worker_id = opened if isinstance(opened, str) else ""
         row = replace(_first_good(prepared, opened, sent), owner=worker_id)
         accepted = await _insert(runtime, row, record, turn, began)
     except ApiError:
         close_run(runtime, worker_id, record.response_id)
         raise
-    except StorageError:
+    except (StorageError, asyncio.CancelledError):  # the latter: the request was ended, and with it what it began
+        if opening.done() and not opening.cancelled() and opening.exception() is None:
+            worker_id = opening.result()
         runtime.spawn(_abandon(runtime, key, record.response_id, worker_id), f"abandoning-{record.response_id}")
         raise
     if not accepted.row.owner:  # meanwhile others joined: it waits
@@ -151,7 +154,7 @@ async def join_foreground(runtime: Runtime, key: str, record: RequestRecord, ent
         return await _insert(runtime, row, record, turn, asyncio.get_running_loop().time())
     except AlreadyExists as error:  # this worker was declared dead, and the turn with it
         raise StorageUnavailable from error
-    except StorageError:
+    except (StorageError, asyncio.CancelledError):
         abandoning = _abandon(runtime, key, record.response_id, entry.worker_id)
         runtime.spawn(abandoning, f"abandoning-{record.response_id}")
         raise

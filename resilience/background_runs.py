@@ -282,7 +282,8 @@ class BackgroundRuns:
         elif declined.reason in (Reason.NO_ROW, Reason.DELETED):
             _log.info("response %s: nothing to run (%s)", response_id, declined.reason.name)
             await remove_blobs(self._runtime, key, response_id)
-            await chain.revive(self._runtime, key, response_id)  # it may have left its chain before it was removed
+            if declined.row is None or not await self._is_wound_down_elsewhere(declined.row):
+                await chain.revive(self._runtime, key, response_id)  # it may have left its chain before it was removed
 
     async def _is_wound_down_elsewhere(self, row: ResponseRow) -> bool:
         """True while the worker that ended this turn lives: it starts the next one, after its handler is gone."""

@@ -86,7 +86,6 @@ def _marker(row: ResponseRow) -> ResponseRow:
     return replace(
         row,
         deleted=True,
-        owner="",
         lease_id="",
         segments=(),
         error_code="",

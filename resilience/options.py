@@ -66,7 +66,7 @@ class EngineSettings:
     """Between two merges of the worker row while runs are open."""
     idle_close_after: float = 3.0
     """An idle worker keeps its watch message this long."""
-    idle_end_after: float = 45.0
+    idle_end_after: float = 20.0
     """An idle worker keeps its ledger this long: less than `stale_after`, or the sweep would end it."""
     stale_after: float = 60.0
     """The sweep suspects a worker row that is older, by the storage service's clock."""

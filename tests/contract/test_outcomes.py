@@ -101,7 +101,7 @@ async def play(
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def theatre() -> AsyncIterator[ApiServer]:
     # A worker without work closes its ledger soon, so that tests can see it closed.
-    async with serving(play, settings=replace(SETTINGS, idle_close_after=0.05)) as server:
+    async with serving(play, settings=replace(SETTINGS, idle_close_after=0.05, idle_end_after=0.05)) as server:
         yield server
 
 

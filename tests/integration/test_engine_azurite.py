@@ -20,6 +20,7 @@ FAST: dict[str, Any] = {
     "watch_push_interval": 0.3,
     "cancel_poll_interval": 0.4,
     "idle_close_after": 0.5,
+    "idle_end_after": 0.5,
     "missing_row_patience": 3.0,
 }
 

@@ -60,7 +60,7 @@ async def test_an_idle_worker_leaves_nothing_and_costs_nothing() -> None:
         assert len(ledgers(hosts)) == 1
         assert watch_messages(hosts) == 0
         before = len(host.calls)
-        await asyncio.sleep(40)
+        await asyncio.sleep(15)
         assert len(host.calls) == before
         await asyncio.sleep(2)
         assert ledgers(hosts) == {}
@@ -74,7 +74,7 @@ async def test_a_resting_ledger_is_taken_up_and_watched_again() -> None:
         host = hosts.host(queues=False)
         await host.create({"input": "hi"})
         (worker_id,) = ledgers(hosts)
-        await asyncio.sleep(20)
+        await asyncio.sleep(10)
         assert watch_messages(hosts) == 0
         await host.create({"input": "hi"})
         assert list(ledgers(hosts)) == [worker_id]
@@ -86,7 +86,7 @@ async def test_a_process_that_dies_while_its_ledger_rests_is_found_and_its_respo
     async with fleet(Teller(1)) as hosts:
         host = hosts.host(queues=False)
         response = await host.create({"input": "hi"})
-        await asyncio.sleep(20)
+        await asyncio.sleep(10)
         assert len(ledgers(hosts)) == 1
         await host.crash()
         hosts.host().serve_timer()
@@ -100,7 +100,7 @@ async def test_a_resting_ledger_that_another_took_is_not_written_again() -> None
         host = hosts.host(queues=False)
         await host.create({"input": "hi"})
         (worker_id,) = ledgers(hosts)
-        await asyncio.sleep(20)
+        await asyncio.sleep(10)
         await hosts.storage.ledger.mark_dead(await hosts.storage.ledger.read(worker_id))
         response = await host.create({"input": "hi"})
         assert response["status"] == "completed"

@@ -33,7 +33,8 @@ POLL_SECONDS = 0.01
 
 type Script = Callable[[ResponseEventStream, ResponseContext, asyncio.Event], AsyncIterator[dict[str, Any]]]
 
-SETTINGS = EngineSettings(eager_start=True, disconnect_poll_interval=0.05, cancel_grace=1.0)
+# What waits until nothing is left would wait for an idle ledger to be ended, however long that may rest.
+SETTINGS = EngineSettings(eager_start=True, disconnect_poll_interval=0.05, cancel_grace=1.0, idle_end_after=3.0)
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = UNTIL_SECONDS) -> None:

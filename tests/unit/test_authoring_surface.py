@@ -436,3 +436,13 @@ async def test_a_context_made_by_hand_takes_items_and_a_provider() -> None:
     assert context.conversation_chain_id == "resp_before"
     with pytest.raises(RuntimeError):
         await context.exit_for_recovery()
+
+
+def test_modules_can_be_imported_from_as_ported_handlers_do() -> None:
+    from resilience.aio import ResponseEventStream
+    from resilience.data_url import is_data_url
+    from resilience.models import CreateResponse
+
+    assert ResponseEventStream is aio.ResponseEventStream
+    assert is_data_url is data_url.is_data_url
+    assert CreateResponse.__name__ == "CreateResponse"
