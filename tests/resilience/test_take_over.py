@@ -133,9 +133,10 @@ async def test_a_frozen_owner_is_refused_by_storage_in_every_append_and_status_w
 ) -> None:
     rounds = 10
     frozen = await worker(cluster)
-    streamed = [Client(http, {"count": 80, "delay": 0.12}) for _ in range(rounds)]
+    # The first entry lasts long enough on a busy machine; what comes after the freeze need not.
+    streamed = [Client(http, {"count": 150, "delay": 0.2, "delay_again": 0.01}) for _ in range(rounds)]
     # Without a log: what the frozen worker tries to write late is their status.
-    silent = body({"count": 20, "delay": 0.5}, background=True)
+    silent = body({"count": 60, "delay": 0.5, "checkpoint_every": 1, "delay_again": 0.01}, background=True)
     accepted = await asyncio.gather(*(http.post("/responses", json=silent) for _ in range(rounds)))
     polled = [answer.json()["id"] for answer in accepted]
     for client in streamed:

@@ -3,6 +3,7 @@
 Keys, all optional:
 
 - `count`, `delay`: so many text deltas `"<n> "`, `delay` seconds apart;
+- `delay_again`: the same in an entry after the first, to be done sooner;
 - `checkpoint_every`: each so many deltas are an item of their own, followed by a checkpoint; a recovered handler goes
   on behind them;
 - `end`: `completed` (default), `incomplete`, `failed`, `nothing`, `raise`, `refuse` (a ValueError), `hang`;
@@ -41,6 +42,8 @@ async def handler(
     """Do what the input says, and note when."""
     with noted("SCRIPTED_JOURNAL", context):
         script = _script(await context.get_input_text())
+        if context.is_recovery and "delay_again" in script:
+            script["delay"] = script["delay_again"]
         heeded = asyncio.Event() if script.get("on_signal") == "ignore" else cancellation_signal
         async with aclosing(_events(request, context, heeded, script)) as events:
             async for event in events:
