@@ -62,6 +62,8 @@ client = OpenAI(base_url="{base_url}", api_key="local")
 response = client.responses.create(input="Hello")
 print(response.output_text)
 
+A page to try it with: {page}
+
 Ctrl-C ends it. What was stored stays in {place} and is there again at the next start.
 """
 
@@ -112,7 +114,7 @@ def run(port: int, under_func: bool, stop: threading.Event, lock: IO[str]) -> No
         children.append(host)
         wait_until_ready(port, FUNC_START_SECONDS if under_func else HOST_START_SECONDS, children, stop)
         if not stop.is_set():
-            say(READY.format(base_url=base_url, place=place))
+            say(READY.format(base_url=base_url, page=base_url.removesuffix("v1"), place=place))
         while not stop.wait(POLL_SECONDS):
             refuse_the_dead(children)
         say("\nStopping …")
