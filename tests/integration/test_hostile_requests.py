@@ -196,4 +196,4 @@ def test_a_tally_says_what_failed() -> None:
 
 
 def test_the_attacked_server_does_its_work(address: tuple[str, int]) -> None:
-    assert len(seeds_at(f"http://{address[0]}:{address[1]}")) == 3
+    assert len(seeds_at(f"http://{address[0]}:{address[1]}")) == 4

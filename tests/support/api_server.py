@@ -189,7 +189,9 @@ def starlette_app(endpoints: Endpoints) -> Starlette:
             Route(item, endpoints.get_conversation_item, methods=["GET"]),
             Route(item, endpoints.delete_conversation_item, methods=["DELETE"]),
         ]
-    return Starlette(routes=routes)
+    app = Starlette(routes=routes)
+    app.router.redirect_slashes = False  # a path with a slash too many is another path, as it is under the host
+    return app
 
 
 def queued(settings: EngineSettings = SETTINGS) -> EngineSettings:

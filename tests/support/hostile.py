@@ -19,6 +19,9 @@ from tests.support.raw_http import Framing, RawRequest
 UNKNOWN_ID = ids.new_response_id(ids.new_partition())
 FIELDS = sorted([*get_type_hints(CreateResponse), "conversation_id", "internal_metadata", "client_metadata", ""])
 PATHS = (b"/v1/responses", b"/responses")
+POSTED = (b"/v1/responses/input_tokens", b"/v1/responses/compact", b"/v1/conversations", b"/conversations")
+"""What else takes a body."""
+UNKNOWN_CONVERSATION = ids.new_conversation_id()
 
 
 @dataclass(frozen=True)
@@ -346,7 +349,16 @@ framings: st.SearchStrategy[Framing] = st.sampled_from(("length", "length", "len
 
 
 def requests(*known: str) -> st.SearchStrategy[RawRequest]:
-    """Hostile requests; `known` are ids of responses that exist."""
+    """Hostile requests; `known` are ids of responses and conversations that exist."""
+    conversation = st.sampled_from(
+        (*(each for each in known if each.startswith(ids.CONVERSATION_PREFIX)), UNKNOWN_CONVERSATION, "conv_1", "%00")
+    ).map(str.encode)
+    in_conversations = st.builds(
+        lambda start, middle, end: start + b"/" + middle + end,
+        st.sampled_from((b"/v1/conversations", b"/conversations")),
+        conversation,
+        st.sampled_from((b"", b"/items", b"/items/msg_1", b"/items/../x", b"/", b"/nothing")),
+    )
     one = responses_of(*known)
     prefix = st.sampled_from(PATHS)
     tail = st.sampled_from((b"", b"/cancel", b"/input_items", b"/", b"/cancel/", b"/nothing", b"/../x"))
@@ -363,12 +375,21 @@ def requests(*known: str) -> st.SearchStrategy[RawRequest]:
     create = st.builds(
         RawRequest,
         method=st.just("POST"),
-        target=prefix | st.builds(lambda start, query: start + b"?" + query, prefix, queries),
+        target=prefix
+        | st.builds(lambda start, query: start + b"?" + query, prefix, queries)
+        | st.sampled_from(POSTED)
+        | in_conversations,
         headers=json_headers,
         body=bodies,
         framing=framings,
     )
-    read = st.builds(RawRequest, method=methods, target=about_one | asked, headers=headers, framing=st.just("none"))
+    read = st.builds(
+        RawRequest,
+        method=methods,
+        target=about_one | asked | in_conversations,
+        headers=headers,
+        framing=st.just("none"),
+    )
     odd = st.builds(
         RawRequest,
         method=methods,
