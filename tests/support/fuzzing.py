@@ -167,6 +167,10 @@ async def left_behind(storage: Storage, tally: Tally) -> set[str]:
     return set(_RESPONSE_ID.findall("\n".join([*rows, *blobs]))) - tally.named
 
 
+class _Stopped(BaseException):
+    """The attack is over; what was invoked need not end."""
+
+
 @dataclass
 class ThreadedServer:
     """A served engine in a thread with a loop of its own."""
@@ -188,11 +192,18 @@ def serving_in_thread() -> Iterator[ThreadedServer]:
     async def serve() -> None:
         async with serving() as server:
             ready.put(ThreadedServer(server, asyncio.get_running_loop()))
-            await asyncio.to_thread(stop.wait)
+            # Where a key stands for it, a background response is run by its message.
+            async with asyncio.TaskGroup() as invocations:
+                while not await asyncio.to_thread(stop.wait, POLL_SECONDS):
+                    invocations.create_task(server.run_messages())
+                raise _Stopped
 
     def run() -> None:
         try:
             asyncio.run(serve())
+        except BaseExceptionGroup as group:
+            if group.split(_Stopped)[1] is not None:
+                raise
         except BaseException as error:
             ready.put(error)
 
