@@ -46,6 +46,9 @@ SCRIPT: Json = {"count": 6, "delay": 0.25, "checkpoint_every": 2, "ballast": BAL
 SETTINGS = {
     "RESPONSES_SEGMENT_BLOCKS": "5",
     "RESPONSES_IDLE_CLOSE_AFTER": "0.5",
+    # A host killed while its ledger rests is found by the sweep alone: once a minute, and not before this.
+    "RESPONSES_IDLE_END_AFTER": "0.5",
+    "RESPONSES_STALE_AFTER": "15",
     "RESPONSES_HEARTBEAT_INTERVAL": "0.4",
 }
 """So that what a long life brings happens within seconds."""
