@@ -205,7 +205,9 @@ class BackgroundRuns:
         return None
 
     async def _claim_and_start(self, key: str, response_id: str, verdict: Verdict | None) -> OwnedRun | None:
-        ownership = await self._claim(key, response_id)
+        # A message that failed so often is old: what has no row by now never will.
+        patience = self._runtime.settings.missing_row_patience if verdict is None else 0.0
+        ownership = await self._claim(key, response_id, patience)
         if ownership is None:
             return None
         return self._start(ownership, *await self._read_record(ownership, verdict))
@@ -232,7 +234,7 @@ class BackgroundRuns:
             )
             return empty, UNREADABLE
 
-    async def _claim(self, key: str, response_id: str) -> Ownership | None:
+    async def _claim(self, key: str, response_id: str, patience: float = 0.0) -> Ownership | None:
         """Claim a run that this process does not have; None if there is nothing to do here.
 
         Raises:
@@ -244,7 +246,7 @@ class BackgroundRuns:
         try:
             while outcome is None:
                 try:
-                    outcome = await self._claim_patiently(request)
+                    outcome = await self._claim_patiently(request, patience)
                 except StorageUnavailable:
                     if not claimant.opened:
                         raise
@@ -258,13 +260,13 @@ class BackgroundRuns:
             if not isinstance(outcome, Ownership):
                 claimant.close()
 
-    async def _claim_patiently(self, request: ClaimRequest) -> Ownership | Declined:
+    async def _claim_patiently(self, request: ClaimRequest, patience: float) -> Ownership | Declined:
         """Claim; a message may be faster than its row (it is sent first).
 
         So a missing one is looked for again (R2).
         """
         loop_time = asyncio.get_running_loop().time
-        give_up_at = loop_time() + self._runtime.settings.missing_row_patience
+        give_up_at = loop_time() + patience
         pause = _FIRST_LOOK
         while True:
             outcome = await claim(self._runtime.storage, request, self._runtime.settings)

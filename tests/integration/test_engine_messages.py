@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from protocol import ids
 from resilience.placement import tenant_of
 from storage.driver import WATCH_QUEUE, WORK_QUEUE, Update
 from storage.seam import Fault
@@ -242,3 +243,13 @@ async def test_garbage_leaves_no_trace() -> None:
         await host.inside(host.engine.watch_message('{"v":1,"worker":"wnobody"}'))
         await hosts.quiet()
         await check_nothing_recorded(hosts.storage, PRINCIPAL)
+
+
+async def test_a_poison_message_without_a_row_is_dropped_at_once() -> None:
+    """Waiting for the row would only give its process time to die, and poison messages have no second chance."""
+    async with fleet(Teller(1)) as hosts:
+        host = hosts.host(queues=False)
+        unknown = ids.new_response_id(ids.new_partition())
+        began = asyncio.get_running_loop().time()
+        await host.inside(host.engine.poison_message(start_message(unknown)))
+        assert asyncio.get_running_loop().time() - began < 1
