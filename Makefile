@@ -2,7 +2,7 @@
 # requirements*.txt or package-lock.json changed.
 
 PORT ?= 7071
-WORKERS ?= 2
+WORKERS ?= 3
 ARGS ?=
 SECONDS ?= 1800
 SEED ?=
@@ -31,7 +31,7 @@ func: ## The same, under Azure Functions Core Tools (func) in place of the local
 	@exec $(python) -m scripts.start --port "$(PORT)" --func
 
 test: setup ## Run every test but those of test-clients, on a storage emulator of its own; a choice of them: ARGS="tests/unit -k ids"
-	@if $(python) -m pytest -n $(WORKERS) --dist loadfile --ignore=tests/page $(other_clients:%=--ignore=%) $(ARGS); then echo 'make test: all passed'; \
+	@if $(python) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=tests/page $(other_clients:%=--ignore=%) $(ARGS); then echo 'make test: all passed'; \
 	else echo 'make test: FAILED' >&2; exit 1; fi
 
 test-clients: ## Hold other people's clients against the server, unmodified: tests/clients
