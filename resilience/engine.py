@@ -32,7 +32,8 @@ from resilience.runtime import Runtime, unix_time
 from resilience.snapshots import record_of, snapshot_of
 from resilience.tail import Tails
 from resilience.telemetry import Telemetry, shared
-from resilience.worker import PusherFactory, ThreadPusher, Worker
+from resilience.watch_pusher import PusherFactory, ThreadPusher
+from resilience.worker import Worker
 from storage.connection import Storage
 from storage.queues import MalformedMessage, parse_start, parse_watch
 from storage.rows import ResponseRow

@@ -34,17 +34,17 @@ Outcomes of a ledger transaction, and what follows:
 import asyncio
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from resilience.log_context import start_anew
 from resilience.options import EngineSettings
+from resilience.watch_pusher import PusherFactory, ThreadPusher, WatchPusher
 from storage.connection import Storage
 from storage.driver import QueueReceipt
-from storage.errors import NotFound, PreconditionFailed, StorageError, StorageRejected, StorageUnavailable
+from storage.errors import NotFound, PreconditionFailed, StorageError, StorageUnavailable
 from storage.expiry import MAX_RESPONSES, StoredResponse
 from storage.ledger import LedgerEntry, WorkerRecord
 
@@ -65,57 +65,6 @@ _CHANGES_PER_TRANSACTION = 98
 def new_worker_id() -> str:
     """A worker id: never used twice, by this process or another."""
     return f"w{secrets.token_hex(12)}"
-
-
-class WatchPusher(Protocol):
-    """Keeps one watch message hidden until stopped."""
-
-    def start(self) -> None:
-        """Begin to push."""
-
-    async def stop(self) -> QueueReceipt:
-        """End; the receipt is then the newest."""
-
-
-class ThreadPusher:
-    """Pushes from a thread, with the driver's blocking client: a blocked event loop does not stop it."""
-
-    def __init__(
-        self,
-        push: Callable[[QueueReceipt, float], QueueReceipt],
-        receipt: QueueReceipt,
-        settings: EngineSettings,
-        refused: Callable[[], None],
-    ) -> None:
-        self._push = push
-        self._receipt = receipt
-        self._settings = settings
-        self._refused = refused
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch-pusher", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    async def stop(self) -> QueueReceipt:
-        self._stopped.set()
-        await asyncio.to_thread(self._thread.join)
-        return self._receipt
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._settings.watch_push_interval):
-            try:
-                self._receipt = self._push(self._receipt, self._settings.watch_visibility)
-            except (NotFound, PreconditionFailed, StorageRejected):
-                self._refused()
-                return
-            except StorageError as error:
-                _log.warning("watch message not pushed: %s", error)
-
-
-PusherFactory = Callable[
-    [Callable[[QueueReceipt, float], QueueReceipt], QueueReceipt, EngineSettings, Callable[[], None]], WatchPusher
-]
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ from resilience.engine import Call, Engine
 from resilience.options import EngineSettings, ResponsesServerOptions
 from resilience.ownership import read_row
 from resilience.placement import partition_key, tenant_of
-from resilience.worker import ThreadPusher, WatchPusher
+from resilience.watch_pusher import ThreadPusher, WatchPusher
 from storage.connection import Storage
 from storage.driver import WATCH_QUEUE, WORK_QUEUE, QueueMessage, QueueReceipt, StorageDriver
 from storage.errors import NotFound, PreconditionFailed, StorageError, StorageRejected, StorageUnavailable
