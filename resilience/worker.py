@@ -280,10 +280,10 @@ class Worker:
         now = self._now
         if now is None:
             return await self._begin(list(entries.values()))
-        if entries and now.pusher is None and now.doubtful is None:
-            return await self._take_up(now, entries)
         if now.doubtful is not None and not await self._settle_doubt(now, now.doubtful):
             return None
+        if entries and now.pusher is None:
+            return await self._take_up(now, entries)
         return await self._commit_to(now, entries)
 
     async def _commit_to(self, now: _Incarnation, entries: Mapping[str, LedgerEntry]) -> _Incarnation | None:

@@ -330,3 +330,23 @@ async def test_an_opening_that_comes_while_the_process_stops_is_answered(moment:
         answers = await asyncio.wait_for(asyncio.gather(first, second, return_exceptions=True), 30)
         await stopping
         assert all(isinstance(answer, str | StorageUnavailable) for answer in answers), answers
+
+
+@pytest.mark.parametrize("kind", ["before", "after"])
+@pytest.mark.parametrize("name", ["ledger.commit", "queue.send_watch"])
+async def test_a_resting_ledger_whose_taking_up_failed_is_watched_when_it_is_taken_up(
+    name: str, kind: FaultKind
+) -> None:
+    async with fleet(Teller(1)) as hosts:
+        host = hosts.host(queues=False)
+        worker = host.engine.runtime.worker
+        await host.create({"input": "hi"})
+        await asyncio.sleep(10)
+        assert watch_messages(hosts) == 0
+        fault = host.seam.inject(Fault(operation=name, kind=kind, times=1))
+        with pytest.raises(StorageUnavailable):
+            await host.inside(worker.open(LedgerEntry("run-x", "background", {})))
+        assert fault.hits == 1
+        await host.inside(worker.open(LedgerEntry("run-y", "background", {})))
+        assert watch_messages(hosts) >= 1
+        assert not worker.rests
