@@ -434,14 +434,20 @@ class BackgroundRun:
             except OwnershipLost:
                 await complete_log(self._runtime.storage, row)
         await self._wind_down()
-        await self._begin_next(row)
-        return RunEnd.ENDED
+        return await self._begin_next(row)
 
-    async def _begin_next(self, row: ResponseRow) -> None:
-        """One handler at a time: who displaced this worker may still be in the handler, and begins the next turn."""
+    async def _begin_next(self, row: ResponseRow) -> RunEnd:
+        """One handler at a time: who displaced this worker may still be in the handler, and begins the next turn.
+
+        Then this process is not done with the response: should that worker die before, a start message of this turn
+        leads to the next one, and whoever receives it has to look.
+        """
         await self._stop_handler()
-        if row.turn and row.owner in ("", self._worker_id):
+        if row.owner not in ("", self._worker_id):
+            return RunEnd.LOST
+        if row.turn:
             await chain.revive(self._runtime, row.partition_key, row.id)
+        return RunEnd.ENDED
 
     async def _close_log(self, snapshot: dict[str, Any], refused: ApiError | None = None) -> None:
         if self._feed is None or not has_log(self._ownership.row):
@@ -466,8 +472,7 @@ class BackgroundRun:
             self._attempt.terminal({"status": lost.row.status})
             if not lost.row.deleted:
                 await complete_log(self._runtime.storage, lost.row)
-            await self._begin_next(lost.row)  # the outcome may be ours, and then nobody else does
-            return RunEnd.ENDED
+            return await self._begin_next(lost.row)  # the outcome may be ours, and then nobody else does
         _log.warning("response %s: another worker owns it now", self._record.response_id)
         return RunEnd.LOST
 

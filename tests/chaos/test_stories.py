@@ -11,6 +11,7 @@ from resilience.log_end import read_log_end
 from resilience.options import ResponsesServerOptions
 from resilience.ownership import CONTINUED
 from storage.rows import Segment
+from storage.seam import Fault
 from tests.chaos.tellers import Tellers
 from tests.support.engines import PRINCIPAL, Fleet, Host, background, fleet, start_message, until
 from tests.support.invariants import assert_chain, check_response
@@ -111,6 +112,41 @@ async def test_a_start_message_that_meets_a_run_which_was_lost_without_its_knowl
     assert one.engine.runtime.worker.is_current(worker), "it knows already"
     assert (await hosts.finished(response_id)).status == "completed"
     assert len(hosts.entries[response_id]) == 3
+
+
+async def test_a_worker_that_lost_a_turn_begins_the_next_one_when_its_successor_died_before_it_could(
+    hosts: Fleet,
+) -> None:
+    one = host(hosts)
+    first = (await one.create(background("plain", **TALK)))["id"]
+    await until(lambda: hosts.entries[first], "the first turn's handler")
+    second = (await one.create(background("quick", **TALK)))["id"]
+    tellers = hosts.handler
+    assert isinstance(tellers, Tellers)
+    tellers.disturbed.add(one)
+    one.stop_serving()
+    worker = one.engine.runtime.worker.id
+    assert worker is not None
+    successor = host(hosts)
+    await hosts.storage.watch.send(worker, delay=0)
+    await until(lambda: len(hosts.entries[first]) == 2, "the other's entry")
+    one.pause()
+    successor.seam.inject(Fault(operation="queue.send_start", kind="hang"))
+
+    async def has_ended() -> bool:
+        row = await hosts.row(first)
+        return row is not None and row.status == "completed"
+
+    await until(has_ended, "the first turn's end")
+    one.resume()
+    await until(lambda: first not in one.engine.runtime.running, "the first worker to learn of its loss")
+    dead = successor.engine.runtime.worker.id
+    assert dead is not None
+    await successor.crash()
+    await hosts.storage.watch.send(dead, delay=0)
+    one.serve_queues()
+    assert (await hosts.finished(second)).status == "completed"
+    await judge(hosts, first, second, lost_leases=1)
 
 
 @pytest.mark.parametrize("text", ["x", "x" * 50_000])
