@@ -135,9 +135,8 @@ async def _record_failure(runtime: Runtime, data: Mapping[str, Any]) -> None:
         if row is None:
             if await _insert_failure(runtime, key, record, request):
                 if takes_part(record, Disposition.FOREGROUND, runtime.app.options):
-                    await revive(
-                        runtime, key, response_id
-                    )  # it may have left its chain, and its row, before its worker died
+                    # It may have left its chain, and its row, before its worker died.
+                    await revive(runtime, key, response_id)
                 return
         elif not is_unseen(row):
             if row.turn:

@@ -35,10 +35,11 @@ from resilience.handler_entry import answer_to, events_of
 from resilience.history import History
 from resilience.journal import Journal
 from resilience.log_repair import complete_log
-from resilience.outcome import terminal_frames
+from resilience.outcome import GENERIC_FAILURE, terminal_frames
 from resilience.ownership import Ownership, OwnershipLost, has_log
 from resilience.placement import tenant_in
 from resilience.record import RequestRecord
+from resilience.retry import STORAGE_RETRY_SECONDS
 from resilience.run_context import context_of
 from resilience.runtime import Runtime
 from resilience.stamper import Ending, Stamped, Stamper
@@ -47,9 +48,6 @@ from storage.errors import NotFound, StorageUnavailable
 from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.run")
-
-GENERIC_FAILURE = "The server had an error while processing your request."
-STORAGE_RETRY_SECONDS = 2.0
 
 
 class RunEnd(Enum):

@@ -30,14 +30,13 @@ from resilience.dispatch import Disposition
 from resilience.options import ResponsesServerOptions
 from resilience.placement import tenant_in
 from resilience.record import RequestRecord
+from resilience.retry import STORAGE_RETRY_SECONDS
 from resilience.runtime import Runtime
 from storage.chains import ChainRow
 from storage.errors import ChainMoved, StorageUnavailable
 
 MAX_PENDING = 9
 """Turns that may wait in one chain (S5)."""
-
-STORAGE_RETRY_SECONDS = 2.0
 
 _ID_LENGTH = 32
 

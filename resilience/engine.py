@@ -11,8 +11,6 @@ from typing import Any
 
 from protocol import items
 from protocol.errors import (
-    ResponseDeleted,
-    ResponseNotFound,
     StreamUnavailable,
 )
 from protocol.response import strip_internal
@@ -23,20 +21,18 @@ from resilience.background_runs import BackgroundRuns
 from resilience.creation import Call, Creation
 from resilience.history import History
 from resilience.options import EngineSettings
-from resilience.ownership import has_log, read_row
+from resilience.ownership import has_log
 from resilience.placement import partition_key, tenant_of
 from resilience.retention import expire
-from resilience.rows import is_unseen
 from resilience.run_watch import RunWatch
 from resilience.runtime import Runtime, unix_time
-from resilience.snapshots import record_of, snapshot_of
+from resilience.snapshots import record_of, shown_row, snapshot_of
 from resilience.tail import Tails
 from resilience.telemetry import Telemetry, shared
 from resilience.watch_pusher import PusherFactory, ThreadPusher
 from resilience.worker import Worker
 from storage.connection import Storage
 from storage.queues import MalformedMessage, parse_start, parse_watch
-from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.engine")
 
@@ -99,7 +95,7 @@ class Engine:
             ResponseNotFound: There is none for this principal.
             ResponseDeleted: It was deleted.
         """
-        return strip_internal(await snapshot_of(self.runtime, await self._existing(principal, response_id)))
+        return strip_internal(await snapshot_of(self.runtime, await shown_row(self.runtime, principal, response_id)))
 
     async def replay(self, principal: str, response_id: str, after: int) -> AsyncGenerator[bytes]:
         """The frames of a background stream above that sequence number, to its end (B2, B4).
@@ -109,7 +105,7 @@ class Engine:
             ResponseDeleted: It was deleted.
             StreamUnavailable: It was not created with ``background`` and ``stream``.
         """
-        row = await self._existing(principal, response_id)
+        row = await shown_row(self.runtime, principal, response_id)
         if not has_log(row):
             raise StreamUnavailable
         return self.runtime.tails.follow(row, after)
@@ -129,7 +125,7 @@ class Engine:
             ResponseNotFound: There is none for this principal.
             ResponseDeleted: It was deleted.
         """
-        row = await self._existing(principal, response_id)
+        row = await shown_row(self.runtime, principal, response_id)
         record = await record_of(self.runtime, row)
         history = History(self.runtime.storage, row.partition_key, record, row.turn)
         resolved = await history.resolve(items.input_items(record.request, response_id))
@@ -225,11 +221,3 @@ class Engine:
 
     def _key(self, principal: str, response_id: str) -> str:
         return partition_key(tenant_of(principal), response_id)
-
-    async def _existing(self, principal: str, response_id: str) -> ResponseRow:
-        row = await read_row(self.runtime.storage, self._key(principal, response_id), response_id)
-        if row is None or is_unseen(row):
-            raise ResponseNotFound(response_id)
-        if row.deleted:
-            raise ResponseDeleted(response_id)
-        return row

@@ -20,9 +20,10 @@ from protocol.response import TERMINAL_STATUSES, failed
 from resilience import chain as chains
 from resilience.dispatch import Disposition
 from resilience.idempotency import RequestKey
+from resilience.outcome import GENERIC_FAILURE
 from resilience.ownership import OwnershipLost, read_row, replace_row, replace_with_chain
 from resilience.record import RequestRecord
-from resilience.retry import patiently
+from resilience.retry import STORAGE_RETRY_SECONDS, patiently
 from resilience.rows import first_row
 from resilience.run_entries import ForegroundEntry, close_run, open_foreground
 from resilience.runtime import Runtime
@@ -38,8 +39,6 @@ from storage.errors import (
 from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.run")
-
-STORAGE_RETRY_SECONDS = 2.0
 
 _TURN_POLL = 0.25
 """Seconds between two looks at the chain by a turn that waits for one of another process."""
@@ -305,7 +304,7 @@ class TurnRecord(ForegroundRecord):
             snapshot = failed(
                 self._record.snapshot(self._runtime.app.options.default_model, "in_progress"),
                 "server_error",
-                "The server had an error while processing your request.",
+                GENERIC_FAILURE,
             )
             self._storing = self._runtime.spawn(
                 self._write_stubbornly(snapshot, -1, seen=True), f"storing-{self.row.id}"

@@ -21,13 +21,13 @@ from protocol.events import InvalidEvent
 from protocol.response import cancelled, failed, strip_internal
 from resilience import chain
 from resilience.attempt import foreground_attempt
-from resilience.background_run import GENERIC_FAILURE, settled
+from resilience.background_run import settled
 from resilience.chain_metadata import ConversationChainMetadata
 from resilience.dispatch import Disposition
 from resilience.foreground_record import ForegroundRecord, TurnRecord
 from resilience.handler_entry import answer_to, events_of
 from resilience.history import History
-from resilience.outcome import terminal_frames
+from resilience.outcome import GENERIC_FAILURE, terminal_frames
 from resilience.record import RequestRecord
 from resilience.run_context import context_of
 from resilience.runtime import Runtime

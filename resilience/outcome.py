@@ -8,6 +8,9 @@ from typing import Any
 from protocol import sse
 from protocol.response import strip_internal
 
+GENERIC_FAILURE = "The server had an error while processing your request."
+"""What a client is told of a failure whose details are for the log only."""
+
 _EVENT_OF_STATUS = {
     "completed": "response.completed",
     "incomplete": "response.incomplete",

@@ -4,6 +4,9 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from storage.errors import StorageUnavailable
 
+STORAGE_RETRY_SECONDS = 2.0
+"""Between two tries of what has to be stored, however long storage does not answer."""
+
 
 def patiently(seconds: float) -> AsyncRetrying:
     """Attempts of a storage call while it is unavailable, for `seconds` at most; then its error is raised as it is.

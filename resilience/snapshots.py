@@ -1,11 +1,30 @@
-"""The response object of a row."""
+"""The row that a client may see, and the response object of a row."""
 
 from typing import Any
 
 from protocol import jsonio
+from protocol.errors import ResponseDeleted, ResponseNotFound
+from resilience.ownership import read_row
+from resilience.placement import partition_key, tenant_of
 from resilience.record import RequestRecord
+from resilience.rows import is_unseen
 from resilience.runtime import Runtime
 from storage.rows import ResponseRow
+
+
+async def shown_row(runtime: Runtime, principal: str, response_id: str) -> ResponseRow:
+    """The row of a response that this principal may see.
+
+    Raises:
+        ResponseNotFound: There is none, or it is a foreground one in flight (B16).
+        ResponseDeleted: It was deleted.
+    """
+    row = await read_row(runtime.storage, partition_key(tenant_of(principal), response_id), response_id)
+    if row is None or is_unseen(row):
+        raise ResponseNotFound(response_id)
+    if row.deleted:
+        raise ResponseDeleted(response_id)
+    return row
 
 
 async def record_of(runtime: Runtime, row: ResponseRow) -> RequestRecord:

@@ -22,14 +22,13 @@ from itertools import pairwise
 from typing import Any
 
 from protocol import jsonio, sse
-from protocol.errors import ResponseDeleted, ResponseNotFound
+from protocol.errors import ResponseNotFound
 from protocol.events import TERMINAL
 from protocol.response import TERMINAL_STATUSES
 from resilience.log_cursor import LogCursor
-from resilience.ownership import chain_key, has_log, read_row
-from resilience.placement import partition_key, tenant_of
-from resilience.rows import is_unseen
+from resilience.ownership import chain_key, has_log
 from resilience.runtime import Runtime
+from resilience.snapshots import shown_row
 from storage.connection import Storage
 from storage.errors import NotFound
 from storage.rows import ResponseRow, Segment
@@ -53,11 +52,7 @@ async def timeline_of(runtime: Runtime, principal: str, response_id: str) -> Jso
         ResponseNotFound: There is none for this principal.
         ResponseDeleted: It was deleted.
     """
-    row = await read_row(runtime.storage, partition_key(tenant_of(principal), response_id), response_id)
-    if row is None or is_unseen(row):
-        raise ResponseNotFound(response_id)
-    if row.deleted:
-        raise ResponseDeleted(response_id)
+    row = await shown_row(runtime, principal, response_id)
     try:
         story = await _read_story(runtime.storage, row) if has_log(row) else None
         return {
