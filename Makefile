@@ -4,6 +4,7 @@
 PORT ?= 7071
 WORKERS ?= 3
 ARGS ?=
+DEATHS ?= 6
 SECONDS ?= 1800
 SEED ?=
 
@@ -49,7 +50,7 @@ fuzz: setup ## Attack a server with 22,000 hostile requests: SEED=1
 	@$(python) -m tests.fuzz $(if $(SEED),--seed "$(SEED)") $(ARGS)
 
 crash-points: setup ## Kill a real host at every named point of the engine, in every mode that passes it (half an hour)
-	@CRASH_POINTS=every exec $(python) -m pytest tests/resilience/test_crash_points.py $(ARGS)
+	@CRASH_POINTS=every exec $(python) -m pytest -n $(DEATHS) --dist worksteal tests/resilience/test_crash_points.py $(ARGS)
 
 bench-recovery: setup ## Measure how long a response is silent when its worker goes (15 minutes); fewer: ARGS="--kills 5"
 	@exec $(python) -m benchmarks.recovery $(ARGS)

@@ -9,6 +9,11 @@ later transaction of this one is refused.
 ``watch_push_interval`` by a thread of its own, so that a handler that blocks the event loop does not look dead. Who
 receives it knows that the pushes stopped.
 
+*Pulse* (a row of the ledger that is no part of the fence): given by the pusher's thread when the event loop has made
+no transaction for longer than a ``heartbeat_interval``, so that the sweep does not take a blocked worker for a dead
+one either. It costs nothing while the loop runs. A loop that was silent for ``handover_after`` will not come back:
+then the thread stops.
+
 Concurrency: everything but the pusher runs on one event loop; one committer task owns the ledger's etag.
 
 A process that falls idle takes its watch message back after ``idle_close_after`` seconds: nothing is open any more.
@@ -46,7 +51,7 @@ from storage.connection import Storage
 from storage.driver import QueueReceipt
 from storage.errors import NotFound, PreconditionFailed, StorageError, StorageUnavailable
 from storage.expiry import MAX_RESPONSES, StoredResponse
-from storage.ledger import LedgerEntry, WorkerRecord
+from storage.ledger import MAX_CHANGES, LedgerEntry, WorkerRecord
 
 _log = logging.getLogger("resilience.worker")
 
@@ -58,8 +63,8 @@ _NOTE_INTERVAL = 2.0
 _NOTED_AT_REST = 20
 """Ended responses that a resting ledger keeps at most; fewer wait for the next run's, or for its end."""
 
-_CHANGES_PER_TRANSACTION = 98
-"""A transaction takes 100 operations, one of them the ``worker`` row."""
+_LATE_HEARTBEAT = 1.25
+"""Heartbeat intervals without a transaction after which the pusher's thread gives a pulse in its place."""
 
 
 def new_worker_id() -> str:
@@ -89,6 +94,10 @@ class _Incarnation:
     received_own: bool = False
     begun_at: float = 0.0
     idle_since: float = 0.0
+    heard_at: float = 0.0
+    """When a transaction or a pulse told others that the process lives."""
+    awake_at: float = 0.0
+    """When the event loop last came by."""
 
     @property
     def id(self) -> str:
@@ -194,6 +203,8 @@ class Worker:
         last_commit = last_note = asyncio.get_running_loop().time()
         while True:
             loop_time = asyncio.get_running_loop().time
+            if self._now is not None:
+                self._now.awake_at = loop_time()
             if self._openings:
                 await self._commit(self._take_openings())
                 last_commit = loop_time()
@@ -233,8 +244,8 @@ class Worker:
             pass
 
     def _take_openings(self) -> list[_Opening]:
-        batch = [opening for opening in self._openings[:_CHANGES_PER_TRANSACTION] if not opening.done.cancelled()]
-        del self._openings[:_CHANGES_PER_TRANSACTION]
+        batch = [opening for opening in self._openings[:MAX_CHANGES] if not opening.done.cancelled()]
+        del self._openings[:MAX_CHANGES]
         return batch
 
     async def _commit(self, batch: Sequence[_Opening]) -> None:
@@ -289,7 +300,7 @@ class Worker:
     async def _commit_to(self, now: _Incarnation, entries: Mapping[str, LedgerEntry]) -> _Incarnation | None:
         # What is opened again is not closed before.
         idle = [key for key in now.closed if key not in entries]
-        closed = frozenset(idle[: _CHANGES_PER_TRANSACTION - len(entries)])
+        closed = frozenset(idle[: MAX_CHANGES - len(entries)])
         try:
             record = await self._storage.ledger.commit(now.record, list(entries.values()), list(closed))
         except (NotFound, PreconditionFailed):
@@ -299,6 +310,7 @@ class Worker:
             now.doubtful = _Doubt(frozenset(entries), closed)
             raise
         now.record = record
+        now.heard_at = asyncio.get_running_loop().time()
         now.closed -= closed | entries.keys()
         return now
 
@@ -331,12 +343,13 @@ class Worker:
         except BaseException:
             _background(self._discard(worker_id))
             raise
-        self._now = begun = _Incarnation(record, begun_at=asyncio.get_running_loop().time())
+        begun_at = asyncio.get_running_loop().time()
+        self._now = begun = _Incarnation(record, begun_at=begun_at, heard_at=begun_at, awake_at=begun_at)
         self._watch(begun, receipt)
         return begun
 
     def _watch(self, now: _Incarnation, receipt: QueueReceipt) -> None:
-        now.pusher = self._new_pusher(now.id, receipt)
+        now.pusher = self._new_pusher(now, receipt)
         now.pusher.start()
 
     async def _take_up(self, now: _Incarnation, entries: Mapping[str, LedgerEntry]) -> _Incarnation | None:
@@ -363,16 +376,33 @@ class Worker:
         except StorageError as error:
             _log.info("watch message of idle worker %s left to be received: %s", now.id, error)
 
-    def _new_pusher(self, worker_id: str, receipt: QueueReceipt) -> WatchPusher:
+    def _new_pusher(self, now: _Incarnation, receipt: QueueReceipt) -> WatchPusher:
         loop = asyncio.get_running_loop()
+
+        def push(newest: QueueReceipt, visibility: float) -> QueueReceipt:
+            if loop.time() - now.awake_at > self._settings.handover_after:
+                raise PreconditionFailed("The event loop does not run any more.")
+            pushed = self._storage.watch.push_blocking(newest, visibility)
+            self._give_pulse(now, loop.time)
+            return pushed
 
         def refused() -> None:
             try:
-                loop.call_soon_threadsafe(self._refused, worker_id)
+                loop.call_soon_threadsafe(self._refused, now.id)
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 return
 
-        return self._pusher(self._storage.watch.push_blocking, receipt, self._settings, refused)
+        return self._pusher(push, receipt, self._settings, refused)
+
+    def _give_pulse(self, now: _Incarnation, clock: Callable[[], float]) -> None:
+        """In the pusher's thread: say that the process lives, if its event loop has not said so for too long."""
+        if clock() - now.heard_at < _LATE_HEARTBEAT * self._settings.heartbeat_interval:
+            return
+        try:
+            self._storage.ledger.pulse_blocking(now.id)
+            now.heard_at = clock()
+        except Exception as error:  # whatever it was: the pushes go on
+            _log.warning("no pulse given for worker %s: %s", now.id, error)
 
     async def _discard(self, worker_id: str) -> None:
         """Take away what may be there of a ledger whose openings were refused: nobody must act on it."""

@@ -1,13 +1,13 @@
 """A storage account in Azure, or its emulator, through the SDKs.
 
-Concurrency: the driver belongs to the event loop of its first call; only `update_message_blocking` may be called from
-another thread, and has a connection of its own. All services share one connection pool. Containers, tables and
+Concurrency: the driver belongs to the event loop of its first call; only the calls named `blocking` may be made from
+another thread, and have connections of their own. All services share one connection pool. Containers, tables and
 queues are created before the first call of a process, once.
 
 Retries: each call is tried a few times within seconds (`StorageSettings`), also when a try may have been executed. A
 repeated write is harmless because every write has a condition, but its answer is then that of the second try:
 `PreconditionFailed`, `AlreadyExists` or `NotFound` although the first one was stored. Sending a message has no
-condition and may send two. The blocking call is not retried.
+condition and may send two. The blocking calls are not retried.
 """
 
 import asyncio
@@ -15,15 +15,16 @@ import base64
 import binascii
 import io
 import threading
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from azure.data.tables import TableClient as BlockingTableClient
 from azure.storage.blob.aio import BlobLeaseClient
 from azure.storage.queue import QueueClient as BlockingQueueClient
 
-from storage.azure_clients import LARGE_BODY, AzureClients, blocking_queue
+from storage.azure_clients import LARGE_BODY, AzureClients, blocking_queue, blocking_table
 from storage.azure_entities import condition, from_entity, mode, to_entity, to_filter, to_transaction
 from storage.azure_errors import DRIVER_ERRORS, Statuses, answered, status_of, translated
 from storage.connection import StorageSettings
@@ -68,7 +69,8 @@ class AzureDriver:
         self._closed = False
         self._ready = False
         self._preparing = asyncio.Lock()
-        self._blocking: dict[str, BlockingQueueClient] = {}
+        self._blocking_queues: dict[str, BlockingQueueClient] = {}
+        self._blocking_tables: dict[str, BlockingTableClient] = {}
         self._blocking_lock = threading.Lock()
 
     def _clients(self) -> AzureClients:
@@ -178,6 +180,15 @@ class AzureDriver:
         call = client.update_entity(entity, mode(operation), **condition(operation.etag))
         return _etag(await answered(call, _CONDITIONAL))
 
+    def update_entity_blocking(self, table: str, operation: Update) -> str:
+        check_properties(operation.properties)
+        client = self._blocking_client(self._blocking_tables, table, blocking_table)
+        entity = to_entity(operation.partition_key, operation.row_key, operation.properties)
+        try:
+            return _etag(client.update_entity(entity, mode(operation), **condition(operation.etag)))
+        except DRIVER_ERRORS as error:
+            raise translated(error, _CONDITIONAL) from error
+
     async def delete_entity(self, table: str, operation: Delete) -> None:
         client = (await self._prepared()).table(table)
         statuses: list[int] = []
@@ -253,7 +264,7 @@ class AzureDriver:
         return _receipt(await answered(call, _RECEIPT))
 
     def update_message_blocking(self, queue: str, receipt: QueueReceipt, *, delay: float) -> QueueReceipt:
-        client = self._blocking_client(queue)
+        client = self._blocking_client(self._blocking_queues, queue, blocking_queue)
         try:
             return _receipt(
                 client.update_message(receipt.message_id, receipt.pop_receipt, visibility_timeout=whole_seconds(delay))
@@ -261,13 +272,13 @@ class AzureDriver:
         except DRIVER_ERRORS as error:
             raise translated(error, _RECEIPT) from error
 
-    def _blocking_client(self, queue: str) -> BlockingQueueClient:
+    def _blocking_client[T](self, made: dict[str, T], name: str, make: Callable[[StorageSettings, str], T]) -> T:
         with self._blocking_lock:
             if self._closed:
                 raise StorageUnavailable("The storage connection is closed.")
-            client = self._blocking.get(queue)
+            client = made.get(name)
             if client is None:
-                client = self._blocking[queue] = blocking_queue(self._settings, queue)
+                client = made[name] = make(self._settings, name)
             return client
 
     async def count_messages(self, queue: str) -> int:
@@ -316,8 +327,12 @@ class AzureDriver:
         if opened is not None:
             await opened.aclose()
         with self._blocking_lock:
-            blocking, self._blocking = self._blocking, {}
-        for client in blocking.values():
+            blocking: list[BlockingQueueClient | BlockingTableClient] = [
+                *self._blocking_queues.values(),
+                *self._blocking_tables.values(),
+            ]
+            self._blocking_queues, self._blocking_tables = {}, {}
+        for client in blocking:
             client.close()
 
 

@@ -9,6 +9,7 @@ import aiohttp
 from azure.core.credentials import TokenCredential
 from azure.core.credentials_async import AsyncTokenCredential
 from azure.core.pipeline.transport import AioHttpTransport
+from azure.data.tables import TableClient as BlockingTableClient
 from azure.data.tables.aio import TableClient, TableServiceClient
 from azure.storage.blob.aio import BlobClient, BlobServiceClient, ExponentialRetry
 from azure.storage.queue import LinearRetry
@@ -128,13 +129,21 @@ def _blocking_credential(settings: StorageSettings) -> TokenCredential:
 
 def blocking_queue(settings: StorageSettings, queue: str) -> BlockingQueueClient:
     """A client for one thread, with a connection of its own and no retries."""
-    options: dict[str, Any] = {
-        "retry_policy": LinearRetry(retry_total=0),
-        "connection_timeout": settings.blocking_timeout,
-        "read_timeout": settings.blocking_timeout,
-        "use_env_settings": False,
-    }
+    options = {"retry_policy": LinearRetry(retry_total=0), **_hasty(settings.blocking_timeout)}
     if settings.endpoints is None:
         return BlockingQueueClient.from_connection_string(settings.connection_string, settings.name(queue), **options)
     credential = _blocking_credential(settings)
     return BlockingQueueClient(settings.endpoints.queue, settings.name(queue), credential=credential, **options)
+
+
+def blocking_table(settings: StorageSettings, table: str) -> BlockingTableClient:
+    """The same for a table, with a third of the patience: its thread has a message to push."""
+    options = {"retry_total": 0, **_hasty(settings.blocking_timeout / 3)}
+    if settings.endpoints is None:
+        return BlockingTableClient.from_connection_string(settings.connection_string, settings.name(table), **options)
+    credential = _blocking_credential(settings)
+    return BlockingTableClient(settings.endpoints.table, settings.name(table), credential=credential, **options)
+
+
+def _hasty(seconds: float) -> dict[str, Any]:
+    return {"connection_timeout": seconds, "read_timeout": seconds, "use_env_settings": False}

@@ -75,7 +75,7 @@ class StorageSettings:
     retry_delay: float = 0.2
     connection_timeout: float = 5.0
     read_timeout: float = 20.0
-    #: For the blocking call, which tries once: its caller has to be back before the message becomes visible.
+    #: For the blocking calls, which try once: their caller has to be back before the message becomes visible.
     blocking_timeout: float = 3.0
 
     @classmethod

@@ -191,6 +191,10 @@ class StorageDriver(Protocol):
         """The new etag. Raises `PreconditionFailed`, `NotFound`."""
         ...
 
+    def update_entity_blocking(self, table: str, operation: Update) -> str:
+        """`update_entity` for a thread of its own; uses no event loop and shares no connection with it."""
+        ...
+
     async def delete_entity(self, table: str, operation: Delete) -> None:
         """Raises `PreconditionFailed`, `NotFound`."""
         ...

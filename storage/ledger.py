@@ -1,7 +1,8 @@
 """The ledger of a worker: what it has open, readable by whoever finds it dead.
 
-Format: table `workers`, partition = worker id: a row `worker` (state, revision) and one row per entry. The service's
-timestamp of the row `worker` is the heartbeat.
+Format: table `workers`, partition = worker id: a row `worker` (state, revision), a row `pulse`, and one row per entry.
+The service's timestamp of the row `worker` is the heartbeat; that of `pulse` is a second one, for a worker whose event
+loop cannot make transactions: it is no part of the fence, and is there exactly as long as `worker` is.
 Concurrency: the etag of the row `worker` is the fence. Every change of the ledger is one transaction that also changes
 that row under its etag, so that after `mark_dead` not one change of the worker gets through, and a row that is missing
 refuses as well. A worker writes its ledger one transaction at a time. As with rows, each transaction bears a random
@@ -30,8 +31,10 @@ from storage.errors import AlreadyExists, MalformedRecord, NotFound, Preconditio
 from storage.seam import Operation, Seam
 
 WORKER_ROW = "worker"
-#: Entries that one transaction can open or close beside the change of the row `worker`.
-MAX_CHANGES = MAX_OPERATIONS - 1
+PULSE_ROW = "pulse"
+_OWN_ROWS = (WORKER_ROW, PULSE_ROW)
+#: Entries that one transaction can open or close beside the ledger's own rows.
+MAX_CHANGES = MAX_OPERATIONS - len(_OWN_ROWS)
 #: Data of an entry is kept apart from the columns of the ledger itself.
 DATA_PREFIX = "d_"
 #: Adopters may wipe the same ledger at once; each of them starts again this often.
@@ -73,7 +76,8 @@ class WorkerLedgers:
         _check_size(len(opened))
         mark = uuid.uuid4().hex
         operations: list[TableOperation] = [
-            Insert(worker_id, WORKER_ROW, {"v": 1, "state": "open", "revision": 1, "mark": mark})
+            Insert(worker_id, WORKER_ROW, {"v": 1, "state": "open", "revision": 1, "mark": mark}),
+            Insert(worker_id, PULSE_ROW, {"v": 1}),
         ]
         operations += [Insert(worker_id, entry.key, _properties(entry)) for entry in opened]
         try:
@@ -122,6 +126,7 @@ class WorkerLedgers:
             del keys[:MAX_CHANGES]
         operations = [
             Delete(record.worker_id, WORKER_ROW, record.etag),
+            Delete(record.worker_id, PULSE_ROW),
             *(Delete(record.worker_id, key) for key in keys),
         ]
         await self._seam.run(Operation.LEDGER_END, self._driver.transact(WORKERS, operations))
@@ -150,7 +155,7 @@ class WorkerLedgers:
     async def entries(self, worker_id: str) -> list[LedgerEntry]:
         """What the worker has open, ordered by key."""
         found = await self._rows(Operation.LEDGER_ENTRIES, worker_id)
-        return [_entry(entity) for entity in found if entity.row_key != WORKER_ROW]
+        return [_entry(entity) for entity in found if entity.row_key not in _OWN_ROWS]
 
     async def wipe(self, worker_id: str) -> None:
         """Delete the whole partition, the row `worker` last; what is gone already is fine."""
@@ -168,10 +173,27 @@ class WorkerLedgers:
             return
         raise PreconditionFailed("The ledger keeps changing while it is deleted.")
 
+    def pulse_blocking(self, worker_id: str) -> None:
+        """Say that the process of a worker lives although its ledger does not change; for a thread.
+
+        Raises `NotFound` when there is no such ledger: a late pulse leaves nothing behind.
+        """
+        operation = Update(worker_id, PULSE_ROW, {"mark": uuid.uuid4().hex}, "*", merge=True)
+        self._seam.run_blocking(Operation.LEDGER_PULSE, lambda: self._driver.update_entity_blocking(WORKERS, operation))
+
     async def stale(self, before: datetime) -> list[WorkerRecord]:
-        """Workers, open or dead, whose ledger last changed before that time of the service's clock."""
+        """Workers whose ledger last changed before that time of the service's clock: dead, or without a pulse since."""
         call = self._driver.query_entities(WORKERS, row_key=WORKER_ROW, timestamp_before=before)
-        return [_record(entity) for entity in await self._seam.run(Operation.LEDGER_STALE, call)]
+        found = [_record(entity) for entity in await self._seam.run(Operation.LEDGER_STALE, call)]
+        return [record for record in found if record.state == "dead" or not await self._pulsed(record, before)]
+
+    async def _pulsed(self, record: WorkerRecord, since: datetime) -> bool:
+        call = self._driver.get_entity(WORKERS, record.worker_id, PULSE_ROW)
+        try:
+            pulse = await self._seam.run(Operation.LEDGER_READ, call)
+        except NotFound:
+            return False
+        return pulse.timestamp >= since
 
     async def service_time(self) -> datetime:
         """The storage service's clock, in UTC."""

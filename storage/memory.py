@@ -2,7 +2,7 @@
 
 State lies in plain attributes, to be looked at. What the service decides by its clock (timestamps, visibility) is
 decided here by the clock that was passed in. Every asynchronous call gives way to other tasks before it acts and
-after, so that races can happen; what it does in between is atomic, also against the blocking call of another thread.
+after, so that races can happen; what it does in between is atomic, also against blocking calls of another thread.
 """
 
 import asyncio
@@ -165,6 +165,11 @@ class MemoryDriver:
         check_properties(operation.properties)
         return (await self._commit(table, [operation]))[0]
 
+    def update_entity_blocking(self, table: str, operation: Update) -> str:
+        check_properties(operation.properties)
+        with self._lock:
+            return self._apply(table, [operation])[0]
+
     async def delete_entity(self, table: str, operation: Delete) -> None:
         await self._commit(table, [operation])
 
@@ -174,15 +179,18 @@ class MemoryDriver:
 
     async def _commit(self, table: str, operations: Sequence[TableOperation]) -> list[str]:
         async with self._turn():
-            rows = self.tables[table]
-            changed = {(op.partition_key, op.row_key): self._changed(rows, op) for op in operations}
-            # Nothing is written before every operation has passed.
-            for key, entity in changed.items():
-                if entity is None:
-                    del rows[key]
-                else:
-                    rows[key] = entity
-            return ["" if entity is None else entity.etag for entity in changed.values()]
+            return self._apply(table, operations)
+
+    def _apply(self, table: str, operations: Sequence[TableOperation]) -> list[str]:
+        rows = self.tables[table]
+        changed = {(op.partition_key, op.row_key): self._changed(rows, op) for op in operations}
+        # Nothing is written before every operation has passed.
+        for key, entity in changed.items():
+            if entity is None:
+                del rows[key]
+            else:
+                rows[key] = entity
+        return ["" if entity is None else entity.etag for entity in changed.values()]
 
     def _changed(self, rows: Table, operation: TableOperation) -> Entity | None:
         old = rows.get((operation.partition_key, operation.row_key))

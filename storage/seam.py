@@ -53,6 +53,7 @@ class Operation(StrEnum):
     LEDGER_ENTRIES = "ledger.entries"
     LEDGER_WIPE = "ledger.wipe"
     LEDGER_STALE = "ledger.stale"
+    LEDGER_PULSE = "ledger.pulse"
     LEDGER_TIME = "ledger.time"
     QUEUE_SEND_START = "queue.send_start"
     QUEUE_SEND_WATCH = "queue.send_watch"

@@ -1,5 +1,5 @@
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -141,7 +141,7 @@ async def test_a_full_transaction_fits_and_more_is_refused(storage: Storage) -> 
     entries = [run(f"{number:03}") for number in range(MAX_CHANGES)]
     record = await storage.ledger.begin("w1", entries)
     record = await storage.ledger.commit(record, entries[1:], [entries[0].key])
-    with pytest.raises(ValueError, match="100 changes"):
+    with pytest.raises(ValueError, match=f"{MAX_CHANGES + 1} changes"):
         await storage.ledger.commit(record, [*entries, run("more")], [])
 
 
@@ -206,6 +206,38 @@ async def test_stale_finds_ledgers_by_the_service_clock(account: Account) -> Non
     assert [(record.worker_id, record.state) for record in stale] == [("marked", "dead"), ("silent", "open")]
     # What was found can be declared dead: it carries the etag.
     assert (await ledger.mark_dead(stale[1])).state == "dead"
+
+
+async def test_a_pulse_keeps_a_silent_ledger_from_being_stale(account: Account) -> None:
+    ledger = account.storage.ledger
+    await ledger.begin("silent", [run("a")])
+    blocked = await ledger.begin("blocked", [run("a")])
+    await ledger.mark_dead(await ledger.begin("marked", []))
+
+    async def later() -> datetime | None:
+        await asyncio.to_thread(ledger.pulse_blocking, "blocked")
+        await asyncio.to_thread(ledger.pulse_blocking, "marked")
+        pulse = (await account.storage.driver.get_entity("workers", "blocked", "pulse")).timestamp
+        silent = (await ledger.read("marked")).heartbeat
+        assert silent is not None
+        return pulse if pulse > silent + timedelta(milliseconds=100) else None
+
+    pulse = await account.after(2, later)
+    stale = await ledger.stale(pulse - timedelta(milliseconds=10))
+    assert [record.worker_id for record in stale] == ["marked", "silent"]
+    # It is no part of the fence.
+    assert await ledger.entries("blocked") == [run("a")]
+    await ledger.end(await ledger.commit(blocked, [], []), ["run-a"])
+    assert await account.storage.driver.query_entities("workers", partition_key="blocked") == []
+
+
+@pytest.mark.parametrize("ending", ["end", "wipe"])
+async def test_a_pulse_that_comes_after_the_ledger_leaves_nothing(storage: Storage, ending: str) -> None:
+    record = await storage.ledger.begin("w1", [])
+    await (storage.ledger.end(record, []) if ending == "end" else storage.ledger.wipe("w1"))
+    with pytest.raises(NotFound):
+        await asyncio.to_thread(storage.ledger.pulse_blocking, "w1")
+    assert await storage.driver.query_entities("workers", partition_key="w1") == []
 
 
 async def test_service_time_is_the_clock_of_the_timestamps(account: Account) -> None:
