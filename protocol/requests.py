@@ -26,6 +26,9 @@ MAX_VALUES = 500_000
 
 _Object = dict[str, Any]
 _Filled = Annotated[str, Field(min_length=1)]
+_ConversationId = Annotated[str, Field(min_length=1, max_length=512)]
+"""A client may choose it freely; it is part of every row of the conversation."""
+
 _MetadataKey = Annotated[str, Field(max_length=64)]
 _MetadataValue = Annotated[str, Field(max_length=512)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -59,6 +62,10 @@ class _Identified(TypedDict):
     id: _Filled
 
 
+class _ConversationObject(TypedDict):
+    id: _ConversationId
+
+
 class _Agent(TypedDict):
     name: _Filled
     type: NotRequired[Literal["agent_reference"] | None]
@@ -66,7 +73,9 @@ class _Agent(TypedDict):
 
 
 _Conversation = Annotated[
-    Annotated[_Filled, Tag("<string>")] | Annotated[_Identified, Tag("<object>")] | Annotated[None, Tag("<null>")],
+    Annotated[_ConversationId, Tag("<string>")]
+    | Annotated[_ConversationObject, Tag("<object>")]
+    | Annotated[None, Tag("<null>")],
     by_json_type(string=str, object=dict, null=type(None)),
 ]
 _AgentReference = Annotated[

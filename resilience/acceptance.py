@@ -21,12 +21,13 @@ from typing import Any
 
 from protocol import jsonio
 from protocol.errors import ApiError
-from protocol.response import fill_response
+from protocol.response import TERMINAL_STATUSES, fill_response
 from resilience import chain as chains
 from resilience.chain import Joining
 from resilience.dispatch import Disposition
 from resilience.handler_entry import answer_to
 from resilience.history import History
+from resilience.idempotency import RequestKey
 from resilience.log_end import EMPTY
 from resilience.ownership import Ownership, read_row
 from resilience.placement import tenant_in
@@ -38,6 +39,7 @@ from resilience.runtime import Runtime
 from storage.chains import ChainRow
 from storage.errors import AlreadyExists, ChainMoved, NotFound, PreconditionFailed, StorageError, StorageUnavailable
 from storage.log import segment_name
+from storage.payloads import INLINE_LIMIT
 from storage.rows import ResponseRow, Segment
 
 _log = logging.getLogger("resilience.acceptance")
@@ -133,7 +135,9 @@ async def accept_and_own(
     except (StorageError, asyncio.CancelledError):  # the latter: the request was ended, and with it what it began
         if opening.done() and not opening.cancelled() and opening.exception() is None:
             worker_id = opening.result()
-        runtime.spawn(_abandon(runtime, key, record.response_id, worker_id), f"abandoning-{record.response_id}")
+        fence = turn is not None and bool(record.conversation or record.previous_response_id)
+        abandoning = _abandon(runtime, key, record.response_id, worker_id, fence=fence)
+        runtime.spawn(abandoning, f"abandoning-{record.response_id}")
         raise
     if not accepted.row.owner:  # meanwhile others joined: it waits
         close_run(runtime, worker_id, record.response_id)
@@ -141,7 +145,9 @@ async def accept_and_own(
     return Ownership(runtime.storage, runtime.settings, accepted.row, EMPTY, recovery=False, chain=accepted.chain)
 
 
-async def join_foreground(runtime: Runtime, key: str, record: RequestRecord, entry: ForegroundEntry) -> Accepted:
+async def join_foreground(
+    runtime: Runtime, key: str, record: RequestRecord, entry: ForegroundEntry, request_key: RequestKey | None = None
+) -> Accepted:
     """Record a foreground turn of a chain, whose run is open in the ledger already; it runs or waits here.
 
     Raises:
@@ -155,7 +161,8 @@ async def join_foreground(runtime: Runtime, key: str, record: RequestRecord, ent
     except AlreadyExists as error:  # this worker was declared dead, and the turn with it
         raise StorageUnavailable from error
     except (StorageError, asyncio.CancelledError):
-        abandoning = _abandon(runtime, key, record.response_id, entry.worker_id)
+        fence = bool(record.conversation or record.previous_response_id)
+        abandoning = _abandon(runtime, key, record.response_id, entry.worker_id, request_key=request_key, fence=fence)
         runtime.spawn(abandoning, f"abandoning-{record.response_id}")
         raise
 
@@ -178,7 +185,7 @@ def _first_good(row: ResponseRow | BaseException, *others: object) -> ResponseRo
 
 
 async def _send_start(runtime: Runtime, key: str, record: RequestRecord, turn: Joining | None) -> None:
-    if turn is None or not turn.waits:
+    if turn is None or not turn.waits or bool(record.request.get("stream")) or len(record.to_bytes()) > INLINE_LIMIT:
         await runtime.storage.work.send_start(tenant_in(key), record.response_id)
 
 
@@ -305,7 +312,15 @@ async def _send_again(runtime: Runtime, row: ResponseRow) -> None:
     await runtime.storage.work.send_start(tenant_in(row.partition_key), row.id)
 
 
-async def _abandon(runtime: Runtime, key: str, response_id: str, worker_id: str = "") -> None:
+async def _abandon(
+    runtime: Runtime,
+    key: str,
+    response_id: str,
+    worker_id: str = "",
+    *,
+    request_key: RequestKey | None = None,
+    fence: bool = False,
+) -> None:
     """Undo what there is of a response whose client was told that there is none; its id was never given out.
 
     Until that is certain it stays open in the ledger: should this process die before, it is run, to nobody's harm.
@@ -313,11 +328,21 @@ async def _abandon(runtime: Runtime, key: str, response_id: str, worker_id: str 
     while True:
         try:
             row = await read_row(runtime.storage, key, response_id)
+            if row is not None and _runs(runtime, row, worker_id):
+                await asyncio.sleep(ABANDON_RETRY_SECONDS)  # one handler at a time: its turn is over when it is
+                continue
             if row is not None and row.turn:
                 await _leave_chain(runtime, row)
             elif row is not None:
                 await runtime.storage.rows.delete(row)
+            elif fence:
+                # An insert that storage may still carry out is refused from here on: nobody would run that turn.
+                await runtime.storage.chains.replace(await runtime.storage.chains.read(key))
+                fence = False
+                continue
             await remove_blobs(runtime, key, response_id)
+            if request_key is not None:
+                await request_key.release(response_id)
             break
         except (StorageUnavailable, PreconditionFailed, ChainMoved):
             await asyncio.sleep(ABANDON_RETRY_SECONDS)
@@ -329,9 +354,19 @@ async def _abandon(runtime: Runtime, key: str, response_id: str, worker_id: str 
         close_run(runtime, worker_id, response_id)
 
 
+def _runs(runtime: Runtime, row: ResponseRow, worker_id: str) -> bool:
+    """True if somebody has claimed it already."""
+    owned = row.owner not in ("", worker_id) or row.id in runtime.running
+    return owned and row.status not in TERMINAL_STATUSES
+
+
 async def _leave_chain(runtime: Runtime, row: ResponseRow) -> None:
-    chain = (await runtime.storage.chains.read(row.partition_key)).without_trace(row.id)
-    await runtime.storage.chains.delete_row(row, chain)
+    chain = await runtime.storage.chains.read(row.partition_key)
+    if chain.turn(row.id) is None:  # somebody ran it to its end
+        left = chain.continued_from(row.previous_response_id, instead_of=row.id)
+    else:
+        left = chain.without_trace(row.id)
+    await runtime.storage.chains.delete_row(row, left)
 
 
 async def remove_blobs(runtime: Runtime, key: str, response_id: str) -> None:

@@ -64,7 +64,7 @@ async def adopt(runtime: Runtime, worker_id: str) -> None:
             runtime.telemetry.adopted.add(1)
             for open_entry in found:
                 await _take_care(runtime, open_entry)
-            ended = [_response_of(each) for each in found if each.kind == FOREGROUND]
+            ended = [_response_of(each) for each in found if each.kind in (FOREGROUND, BACKGROUND)]
             await runtime.storage.ledger.wipe(worker_id)
     except StorageError:
         # It is tried again, here or elsewhere: the message comes back, the sweep finds the ledger.
@@ -129,6 +129,7 @@ async def _record_failure(runtime: Runtime, data: Mapping[str, Any]) -> None:
         record = RequestRecord.from_bytes(await storage.payloads.get(request))
     except (MalformedRecord, NotFound):
         _log.exception("response %s: its record cannot be read", response_id)
+        await revive(runtime, key, response_id)  # it may have left its chain before it was removed
         return
     while True:
         row = await read_row(storage, key, response_id)

@@ -39,12 +39,13 @@ from resilience.outcome import GENERIC_FAILURE, terminal_frames
 from resilience.ownership import Ownership, OwnershipLost, has_log
 from resilience.placement import tenant_in
 from resilience.record import RequestRecord
-from resilience.retry import STORAGE_RETRY_SECONDS
+from resilience.retry import STORAGE_RETRY_SECONDS, patiently
 from resilience.run_context import context_of
 from resilience.runtime import Runtime
 from resilience.stamper import Ending, Stamped, Stamper
 from storage.chains import ChainRow
 from storage.errors import NotFound, StorageUnavailable
+from storage.payloads import StoredPayload
 from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.run")
@@ -211,7 +212,7 @@ class BackgroundRun:
         if stored is None:
             return None
         try:
-            data = await self._runtime.storage.payloads.get(stored)
+            data = await self._read_snapshot(stored)
             snapshot: dict[str, Any] = jsonio.loads(data)
         except (jsonio.NotJson, NotFound):
             _log.exception("response %s: its snapshot cannot be read", self._record.response_id)
@@ -219,6 +220,12 @@ class BackgroundRun:
             return None
         self._checkpointed = _digest(data)
         return snapshot
+
+    async def _read_snapshot(self, stored: StoredPayload) -> bytes:
+        async for attempt in patiently(self._runtime.settings.finish_patience):
+            with attempt:
+                return await self._runtime.storage.payloads.get(stored)
+        raise AssertionError("unreachable: tenacity returns or raises")
 
     async def _run(self) -> RunEnd:
         if self._verdict is not None:
@@ -341,7 +348,7 @@ class BackgroundRun:
             return await self._finish(self._ending.result())
         if handler.done() and not handler.cancelled() and isinstance(error := handler.exception(), OwnershipLost):
             raise error
-        await self._stop_handler()
+        await self._stop_handler(patience=self._runtime.settings.cancel_grace)
         if self._ownership.row.disposition == Disposition.RESILIENT:
             return await self._hand_over(graceful=True)
         return await self._fail("The worker of this response was shut down.", shutdown_reason="grace_exhausted")
@@ -478,12 +485,16 @@ class BackgroundRun:
         if self._handler is not None and not self._handler.done():
             await self._wait(self._handler, timeout=self._runtime.settings.cancel_grace)
 
-    async def _stop_handler(self) -> None:
+    async def _stop_handler(self, patience: float | None = None) -> None:
         self._muted = True
         handler = self._handler
         if handler is not None:
             handler.cancel()
-            await settled(handler)
+            await asyncio.wait({handler}, timeout=patience)
+            if not handler.done():  # it caught the cancellation; nothing of it is stored any more
+                _log.error("response %s: the handler does not stop", self._record.response_id)
+                self._handler = None
+                self._runtime.spawn(settled(handler), f"stopping-{self._record.response_id}")
         if self._storing is not None:
             await settled(self._storing)
 

@@ -20,12 +20,13 @@ from resilience.log_repair import complete_log
 from resilience.ownership import ClaimRequest, Declined, Ownership, Reason, claim, has_log, is_alive
 from resilience.placement import tenant_in
 from resilience.record import MalformedRecord, RequestRecord
+from resilience.retry import STORAGE_RETRY_SECONDS
 from resilience.run_entries import background_entry, close_run
 from resilience.run_watch import RunWatch
 from resilience.runtime import Runtime
 from resilience.snapshots import record_of
 from resilience.worker import Worker
-from storage.errors import NotFound, StorageUnavailable
+from storage.errors import NotFound, StorageError, StorageUnavailable
 from storage.ledger import LedgerEntry
 from storage.rows import ResponseRow
 
@@ -34,6 +35,12 @@ _log = logging.getLogger("resilience.runs")
 _FIRST_LOOK = 0.05
 _LAST_LOOK = 2.0
 """Seconds between two looks for a row that is still missing."""
+
+_LATE = 5
+"""So many times the patience with a missing row go by between the first message for it and the last."""
+
+_OUTAGE_PATIENCE = 120.0
+"""Seconds that one reception of a message waits for a storage that does not answer."""
 
 _REMEMBERED = 1024
 """Responses whose end in this process is remembered."""
@@ -143,13 +150,15 @@ class BackgroundRuns:
             self._start(accepted, record, None)
         return accepted.row
 
-    async def run(self, key: str, response_id: str) -> None:
+    async def run(self, key: str, response_id: str, *, late: bool = False) -> None:
         """Run a response unless somebody does or did; returns when this process is done with it.
+
+        `late`: it was not on record when somebody looked before; what is not by now never will be.
 
         Raises:
             StorageError: It is not known who owns it: try again.
         """
-        await self._run(key, response_id, None)
+        await self._run(key, response_id, None, late=late)
 
     def start_soon(self, key: str, response_id: str) -> None:
         """Run a response whose start message was just sent without waiting for it.
@@ -165,19 +174,21 @@ class BackgroundRuns:
 
     async def give_up(self, key: str, response_id: str) -> None:
         """Fail a response whose start message failed too often, unless somebody runs it (R5)."""
-        await self._run(key, response_id, ATTEMPTS_EXHAUSTED)
+        await self._run(key, response_id, ATTEMPTS_EXHAUSTED, late=True)
 
-    async def _run(self, key: str, response_id: str, verdict: Verdict | None) -> None:
+    async def _run(self, key: str, response_id: str, verdict: Verdict | None, *, late: bool) -> None:
         if response_id in self._ended_here:
             return
         start_anew(response_id=response_id)
         # A run that was lost may have been so before this message was sent: for the death of who took it, say.
-        while (run := await self._attach_or_start(key, response_id, verdict)) is not None:
+        while (run := await self._attach_or_start(key, response_id, verdict, late=late)) is not None:
             await run.ended()
             if not run.lost:
                 return
 
-    async def _attach_or_start(self, key: str, response_id: str, verdict: Verdict | None) -> OwnedRun | None:
+    async def _attach_or_start(
+        self, key: str, response_id: str, verdict: Verdict | None, *, late: bool
+    ) -> OwnedRun | None:
         """The run that this process has or could claim; None if there is nothing to do here."""
         async with self._turn(response_id):
             run = await self._attach(response_id)
@@ -186,7 +197,7 @@ class BackgroundRuns:
             if self._draining:
                 await self._runtime.storage.work.send_start(tenant_in(key), response_id)
                 return None
-            return await self._claim_and_start(key, response_id, verdict)
+            return await self._claim_and_start(key, response_id, verdict, late=late)
 
     async def _attach(self, response_id: str) -> OwnedRun | None:
         """The run that this process has, unless it has to be claimed anew.
@@ -204,10 +215,10 @@ class BackgroundRuns:
         await run.ended()
         return None
 
-    async def _claim_and_start(self, key: str, response_id: str, verdict: Verdict | None) -> OwnedRun | None:
-        # A message that failed so often is old: what has no row by now never will.
-        patience = self._runtime.settings.missing_row_patience if verdict is None else 0.0
-        ownership = await self._claim(key, response_id, patience)
+    async def _claim_and_start(
+        self, key: str, response_id: str, verdict: Verdict | None, *, late: bool
+    ) -> OwnedRun | None:
+        ownership = await self._claim(key, response_id, late=late)
         if ownership is None:
             return None
         return self._start(ownership, *await self._read_record(ownership, verdict))
@@ -234,7 +245,7 @@ class BackgroundRuns:
             )
             return empty, UNREADABLE
 
-    async def _claim(self, key: str, response_id: str, patience: float = 0.0) -> Ownership | None:
+    async def _claim(self, key: str, response_id: str, *, late: bool = True) -> Ownership | None:
         """Claim a run that this process does not have; None if there is nothing to do here.
 
         Raises:
@@ -243,17 +254,20 @@ class BackgroundRuns:
         claimant = _Opener(self._runtime.worker, background_entry(key, response_id))
         request = ClaimRequest(key, response_id, claimant)
         outcome: Ownership | Declined | None = None
+        loop_time = asyncio.get_running_loop().time
+        give_up_at = loop_time() + _OUTAGE_PATIENCE
         try:
             while outcome is None:
                 try:
-                    outcome = await self._claim_patiently(request, patience)
-                except StorageUnavailable:
-                    if not claimant.opened:
+                    outcome = await self._claim_patiently(request, 0.0 if late else self._missing_row_patience)
+                except StorageError:
+                    # A message comes back five times only: an outage must not spend them within half a minute.
+                    if not claimant.opened and (self._draining or loop_time() >= give_up_at):
                         raise
                     _log.warning("response %s: storage does not answer, the claim goes on later", response_id)
                     await asyncio.sleep(_LAST_LOOK)
             if isinstance(outcome, Declined):
-                await self._after_decline(outcome, key, response_id)
+                await self._after_decline(outcome, key, response_id, late=late)
                 return None
             return outcome
         finally:
@@ -276,11 +290,19 @@ class BackgroundRuns:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LAST_LOOK)
 
-    async def _after_decline(self, declined: Declined, key: str, response_id: str) -> None:
+    @property
+    def _missing_row_patience(self) -> float:
+        return self._runtime.settings.missing_row_patience
+
+    async def _after_decline(self, declined: Declined, key: str, response_id: str, *, late: bool) -> None:
         if declined.reason is Reason.TERMINAL and declined.row is not None:
             await complete_log(self._runtime.storage, declined.row)
             if declined.row.turn and not await self._is_wound_down_elsewhere(declined.row):
                 await chain.revive(self._runtime, key, response_id)
+        elif declined.reason is Reason.NO_ROW and not late:
+            # Who accepts it may be slower still, and may die right behind the insert: then no message would be left.
+            delay = _LATE * self._missing_row_patience
+            await self._runtime.storage.work.send_start(tenant_in(key), response_id, delay=delay, late=True)
         elif declined.reason in (Reason.NO_ROW, Reason.DELETED):
             _log.info("response %s: nothing to run (%s)", response_id, declined.reason.name)
             await remove_blobs(self._runtime, key, response_id)
@@ -337,6 +359,7 @@ class BackgroundRuns:
         except Exception:
             # Storage was silent for too long, or the engine is at fault; attempts are bounded either way (R5).
             _log.exception("response %s: the run broke off", run.response_id)
+            await asyncio.sleep(STORAGE_RETRY_SECONDS)  # an attempt each: not all of them within one hiccup
             return RunEnd.RECLAIM
         if end is not RunEnd.RECLAIM:
             self._close(run)
@@ -349,7 +372,7 @@ class BackgroundRuns:
         while True:
             try:
                 return await self._claim(key, response_id)
-            except StorageUnavailable:
+            except StorageError:
                 _log.warning("response %s: storage does not answer, it is claimed again later", response_id)
                 await asyncio.sleep(_LAST_LOOK)
 

@@ -24,6 +24,7 @@ from resilience.rows import is_unseen
 from resilience.runtime import Runtime
 from resilience.snapshots import snapshot_of
 from storage.chains import ChainRow
+from storage.expiry import StoredResponse
 from storage.rows import ResponseRow
 
 _INSURANCE_DELAY = 5.0
@@ -58,6 +59,8 @@ async def _decide(runtime: Runtime, row: ResponseRow) -> dict[str, Any]:
     stored = await runtime.storage.payloads.put(row.partition_key, row.id, "snapshot", jsonio.dumps(snapshot))
     wanted = replace(row, status="cancelled", snapshot=stored)
     left: ChainRow | None = None
+    if not row.owner:  # it never was in a ledger that would note it
+        await runtime.storage.expiry.note(runtime.now(), [StoredResponse(row.partition_key, row.id)])
     if row.turn:
         decided, left = await _decide_in_chain(runtime, wanted)
     else:

@@ -82,14 +82,14 @@ def join(chain: ChainRow, record: RequestRecord, options: ResponsesServerOptions
         raise ConversationNotFound(record.conversation or None)
     previous = record.previous_response_id
     # A chain that is not stored yet begins with what was made before chains were steerable.
-    if previous and chain.etag and previous not in (chain.last, chain.alternate):
+    if previous and chain.turns and previous not in (chain.last, chain.alternate):
         raise ConversationForkNotSupported
     if chain.active is not None:
         if not options.steerable_conversations:
             raise ConversationLocked
         if len(chain.pending) >= MAX_PENDING:
             raise ConversationQueueFull
-    joined = chain.with_turn(record.response_id, foreground=foreground)
+    joined = chain.with_turn(record.response_id, foreground=foreground, previous=previous)
     return Joining(joined, joined.turns, chain.active is not None)
 
 

@@ -28,7 +28,7 @@ from resilience.run_entries import ForegroundEntry, close_run, open_foreground
 from resilience.run_watch import RunWatch
 from resilience.runtime import Runtime
 from resilience.snapshots import snapshot_of
-from storage.errors import AlreadyExists, StorageError
+from storage.errors import AlreadyExists
 from storage.rows import ResponseRow
 
 _REMADE_AFTER = 2.0
@@ -194,26 +194,27 @@ class Creation:
             except AlreadyExists:
                 standing = record.response_id
             except ApiError:
-                # Its chain goes on from it: another made it meanwhile. Or it was refused, then nobody keeps the key.
+                # Its chain goes on from it: another made it meanwhile. Or it was refused: the claim stays, for another
+                # may be making it at this moment, and the insert of its row has to decide between all who try.
                 known = await read_row(self._runtime.storage, where, record.response_id)
                 if known is not None:
                     return _Known(known)
-                await key.release(record.response_id)
                 raise
 
     async def _run_once(self, admitted: _Admitted, key: RequestKey) -> _Made:
         """The ledger's entry is older than the claim: a claim without a response always gets one, or is given up."""
         while True:
             entry = await open_foreground(self._runtime, admitted.partition_key, admitted.record)
-            won = False
             try:
                 standing = await key.claim(admitted.record.response_id)
-                won = standing is None
-            finally:
-                if not won:
-                    close_run(self._runtime, entry.worker_id, admitted.record.response_id)
+            except BaseException:  # it may be claimed: whoever finds it so would wait for ever
+                await self._withdraw(admitted, entry)
+                raise
             if standing is None:
                 return await self._begin_foreground(admitted, entry)
+            close_run(self._runtime, entry.worker_id, admitted.record.response_id)
+            if entry.request.blob is not None:
+                await self._runtime.storage.payloads.delete_all(admitted.partition_key, admitted.record.response_id)
             row = await self._await_foreground(admitted.tenant, key, standing)
             if row is not None:
                 return _Known(row)
@@ -240,18 +241,28 @@ class Creation:
             return self._start_foreground(admitted, stored)
         entry = entry or await open_foreground(runtime, key, record)
         try:
-            turn = await acceptance.join_foreground(runtime, key, record, entry)
-        except (ApiError, StorageError) as error:
-            if isinstance(error, ApiError):  # else the entry stays open until it is certain that nothing is left
-                close_run(runtime, entry.worker_id, record.response_id)
-                if entry.request.blob is not None:
-                    await runtime.storage.payloads.delete_all(key, record.response_id)
-            if admitted.request_key is not None:
-                await admitted.request_key.release(record.response_id)
+            turn = await acceptance.join_foreground(runtime, key, record, entry, admitted.request_key)
+        except ApiError:
+            await self._withdraw(admitted, entry)
             raise
         assert turn.chain is not None
         stored = TurnRecord(runtime, record, turn.row, turn.chain, entry, admitted.request_key)
         return self._start_foreground(admitted, stored)
+
+    async def _withdraw(self, admitted: _Admitted, entry: ForegroundEntry) -> None:
+        """Nothing came of the request: its key is free again, and only then its entry is closed."""
+        refused = ForegroundRecord(
+            self._runtime,
+            admitted.partition_key,
+            admitted.record,
+            admitted.disposition,
+            entry=entry,
+            request_key=admitted.request_key,
+        )
+        try:
+            await refused.drop()
+        finally:
+            await refused.leave()
 
     def _start_foreground(self, admitted: _Admitted, stored: ForegroundRecord) -> ForegroundRun:
         response_id = admitted.record.response_id

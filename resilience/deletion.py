@@ -3,6 +3,7 @@
 A cleanup message is sent before: whoever receives it and meets the marker deletes what a crash in between left behind.
 """
 
+import asyncio
 from dataclasses import replace
 from functools import partial
 
@@ -33,6 +34,8 @@ async def delete(runtime: Runtime, key: str, response_id: str) -> None:
         raise ResponseNotFound(response_id)
     if row.status not in TERMINAL_STATUSES:
         raise CannotDeleteInFlight
+    loop_time = asyncio.get_running_loop().time
+    began = loop_time()
     await runtime.storage.work.send_cleanup(tenant_in(key), response_id, delay=_CLEAN_UP_DELAY)
     try:
         if row.turn:
@@ -42,6 +45,8 @@ async def delete(runtime: Runtime, key: str, response_id: str) -> None:
             await runtime.storage.chains.delete(key, own_chain_key(response_id))
     except OwnershipLost as lost:  # deleted by another at this moment
         raise ResponseNotFound(response_id) from lost
+    if loop_time() - began > _CLEAN_UP_DELAY / 2:  # the message may have been received before there was a marker
+        await runtime.storage.work.send_cleanup(tenant_in(key), response_id, delay=_CLEAN_UP_DELAY)
     await remove_blobs(runtime, key, response_id)
 
 

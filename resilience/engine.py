@@ -159,7 +159,7 @@ class Engine:
         elif message.cleanup:
             await self._background.clean_up(key, message.id)
         else:
-            await self._background.run(key, message.id)
+            await self._background.run(key, message.id, late=message.late)
 
     async def watch_message(self, text: str) -> None:
         """A watch message: its worker has stopped pushing.

@@ -99,7 +99,22 @@ class ForegroundRecord:
         return snapshot
 
     async def drop(self) -> None:
-        """It was refused before it began: nothing is recorded, and nothing a key could stand for (I1)."""
+        """It was refused before it began: nothing is recorded, and nothing a key could stand for (I1).
+
+        Its client need not wait for that; the entry stays open until it is so.
+        """
+        self._storing = self._runtime.spawn(self._drop_stubbornly(), f"dropping-{self._record.response_id}")
+        await asyncio.wait({self._storing}, timeout=self._runtime.settings.finish_patience)
+
+    async def _drop_stubbornly(self) -> None:
+        while True:
+            try:
+                await self._drop()
+                return
+            except StorageUnavailable:
+                await asyncio.sleep(STORAGE_RETRY_SECONDS)
+
+    async def _drop(self) -> None:
         if self._request_key is not None:
             await self._request_key.release(self._record.response_id)
         if self._entry is not None and self._entry.request.blob is not None:
@@ -264,23 +279,6 @@ class TurnRecord(ForegroundRecord):
                 else:
                     return
 
-    async def drop(self) -> None:
-        try:
-            await self._drop()
-        except StorageUnavailable:
-            # The entry stays open until it is certain that nothing is left.
-            self._storing = self._runtime.spawn(self._drop_stubbornly(), f"dropping-{self.row.id}")
-            raise
-
-    async def _drop_stubbornly(self) -> None:
-        while True:
-            await asyncio.sleep(STORAGE_RETRY_SECONDS)
-            try:
-                await self._drop()
-                return
-            except StorageUnavailable:
-                continue
-
     async def _drop(self) -> None:
         async with self._writing:
             while not self._has_left:
@@ -297,7 +295,7 @@ class TurnRecord(ForegroundRecord):
                     # With an outcome another took it out of the chain, without one it was this turn's own write.
                     self._has_left = row is None or row.status in TERMINAL_STATUSES
                     self.row = row or self.row
-        await super().drop()
+        await super()._drop()
 
     async def leave(self) -> None:
         if not self._has_left and self._storing is None:  # nobody else would take it out of the chain

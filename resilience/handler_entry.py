@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from contextlib import aclosing
 from typing import Any
 
 from protocol import jsonio
@@ -13,13 +14,30 @@ from resilience.context import ResponseContext
 from storage.errors import StorageUnavailable
 
 
+class HandlerExited(RuntimeError):
+    """The handler wanted to end its process, which serves others as well."""
+
+    def __init__(self) -> None:
+        super().__init__(type(self).__doc__)
+
+
 async def events_of(handler: Handler, context: ResponseContext, signal: asyncio.Event) -> AsyncGenerator[Any]:
     """Enter the handler with a request of its own and yield what it yields.
 
     Raises:
         InvalidEvent: What it returned holds no events.
-        BaseException: Whatever it raises.
+        HandlerExited: It raised `SystemExit`: a command line's parser does, for one.
+        BaseException: Whatever else it raises.
     """
+    try:
+        async with aclosing(_events_of(handler, context, signal)) as events:
+            async for event in events:
+                yield event
+    except SystemExit as error:  # out of a task it would end the whole process
+        raise HandlerExited from error
+
+
+async def _events_of(handler: Handler, context: ResponseContext, signal: asyncio.Event) -> AsyncGenerator[Any]:
     result: Any = handler(jsonio.copy(context.request), context, signal)
     if asyncio.iscoroutine(result):
         result = await result

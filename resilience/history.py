@@ -90,13 +90,21 @@ class History:
         items: list[dict[str, Any]] = []
         if record.previous_response_id:
             rows = {row.id: row for row in found.rows}
-            for row in _chain(rows, record.previous_response_id):
+            turns = _chain(rows, record.previous_response_id)
+            if turns and turns[0].conversation:  # what it was told itself
+                items += await self._items_of_conversation(found, turns[0].conversation, turns[0].turn)
+            for row in turns:
                 items += [] if row.deleted else await items_of(self._storage, row)
             return expand(items)
-        for entry in entries_of(found, record.conversation):
-            if not self._turn or number_of(entry) < self._turn:
+        return expand(await self._items_of_conversation(found, record.conversation, self._turn))
+
+    async def _items_of_conversation(self, found: Partition, conversation: str, before: int) -> list[dict[str, Any]]:
+        """Its items up to the turn of that number, all of them if it is 0."""
+        items: list[dict[str, Any]] = []
+        for entry in entries_of(found, conversation):
+            if not before or number_of(entry) < before:
                 items += [item for item in await items_of(self._storage, entry) if found.has(item.get("id"))]
-        return expand(items)
+        return items
 
 
 async def read_whole[T](read: Callable[[], Awaitable[T]]) -> T:

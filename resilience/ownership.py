@@ -142,10 +142,11 @@ async def claim(storage: Storage, request: ClaimRequest, settings: EngineSetting
                 return Declined(Reason.WAITING, row)
         if not request.claimant.is_current(worker_id):
             worker_id = await request.claimant.open_run()
+        if row.lease_id != request.lease_id:  # else it is this very claim's, of whose success nobody heard
+            request.first = row.generation == 0
         claimed = await _take_row(storage, row, worker_id, request.lease_id, settings)
         if claimed is None:
             continue
-        request.first = request.first or row.generation == 0
         if not has_log(claimed):
             return Ownership(storage, settings, claimed, EMPTY, recovery=not request.first, chain=chain)
         outcome = await _take_log(storage, claimed, displace=bool(row.owner), first=row.generation == 0)
@@ -211,7 +212,17 @@ async def _take_log(storage: Storage, row: ResponseRow, *, displace: bool, first
     except (LeaseHeld, PreconditionFailed):  # the latter: the release met a successor that has broken our lease
         return None
     except NotFound:
-        return Reason.NO_ROW
+        if await _still_ours(storage, row):
+            # Nobody deleted the response: who gave up waiting for its row (R2) was slow to clean up behind it.
+            await _make_again(storage, name)
+        return None
+
+
+async def _make_again(storage: Storage, log_name: str) -> None:
+    try:
+        await storage.log.create(log_name)
+    except AlreadyExists:
+        return
 
 
 async def _still_ours(storage: Storage, row: ResponseRow) -> bool:
@@ -439,7 +450,23 @@ class Ownership:
 
     async def _write(self, **changes: Any) -> None:
         async with self._writing:
-            self.row = await replace_row(self._storage, replace(self.row, **changes), self._settings.finish_patience)
+            while True:
+                wanted = replace(self.row, **changes)
+                try:
+                    self.row = await replace_row(self._storage, wanted, self._settings.finish_patience)
+                except OwnershipLost as lost:
+                    self.row = self._own_row(lost)
+                else:
+                    return
+
+    def _own_row(self, lost: OwnershipLost) -> ResponseRow:
+        """The row as an earlier write of this owner left it, of which nobody heard; else it is lost."""
+        row = lost.row
+        if row is None or row.status in TERMINAL_STATUSES:
+            raise lost
+        if (row.owner, row.generation, row.lease_id) != (self.row.owner, self.row.generation, self.row.lease_id):
+            raise lost
+        return row
 
     async def _write_with_chain(self, change: Callable[[ChainRow], ChainRow], **changes: Any) -> None:
         async with self._writing:

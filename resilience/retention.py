@@ -13,7 +13,7 @@ from resilience.ownership import read_row
 from resilience.placement import tenant_in
 from resilience.runtime import Runtime
 from storage.chains import own_chain_key
-from storage.errors import ChainMoved, NotFound, PreconditionFailed
+from storage.errors import ChainMoved, MalformedRecord, NotFound, PreconditionFailed
 from storage.expiry import Due, StoredResponse
 from storage.rows import ResponseRow
 
@@ -54,7 +54,11 @@ async def _expire_all(runtime: Runtime, due: Due) -> None:
 async def _expire(runtime: Runtime, response: StoredResponse) -> bool:
     """Delete a response; false if it is in flight."""
     storage = runtime.storage
-    row = await read_row(storage, response.partition_key, response.id)
+    try:
+        row = await read_row(storage, response.partition_key, response.id)
+    except MalformedRecord:  # by a newer version, or damaged: the others must not wait for it
+        _log.exception("response %s: its row cannot be read", response.id)
+        return False
     if row is not None:
         if row.status not in TERMINAL_STATUSES and not row.deleted:
             return False

@@ -9,7 +9,7 @@ from azure.core.exceptions import AzureError, HttpResponseError
 from storage.errors import NotFound, StorageError, StorageRejected, StorageUnavailable
 
 #: Statuses that say nothing about the request, only about the moment. 5xx are besides.
-TRANSIENT = frozenset({408, 429})
+TRANSIENT = frozenset({401, 403, 408, 429})
 
 #: What an SDK call can end with. Raw transport errors come out of reading a body.
 DRIVER_ERRORS = (AzureError, aiohttp.ClientError, asyncio.TimeoutError, OSError)

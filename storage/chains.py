@@ -63,9 +63,12 @@ class ChainRow:
     has_items: bool = False
     deleted: bool = False
 
-    def with_turn(self, response_id: str, *, foreground: bool) -> "ChainRow":
-        """The chain with one more turn: it runs if nothing else does, else it waits."""
-        turn = Turn(response_id, self.turns + 1, foreground, self.last)
+    def with_turn(self, response_id: str, *, foreground: bool, previous: str = "") -> "ChainRow":
+        """The chain with one more turn: it runs if nothing else does, else it waits.
+
+        `previous`: the turn that it continues, where that is not the newest one.
+        """
+        turn = Turn(response_id, self.turns + 1, foreground, previous or self.last)
         joined = replace(self, last=response_id, alternate="", turns=turn.number)
         if self.active is None:
             return replace(joined, active=turn)
@@ -254,8 +257,16 @@ class Chains:
         """
         operation = Delete(row.partition_key, row_key(row.id), row.etag)
         kept = row.conversation or chain.has_items or chain.deleted
-        if kept or not chain.etag or chain.turns != row.turn or chain.unfinished:
+        left = replace(
+            chain,
+            last="" if chain.last == row.id else chain.last,
+            alternate="" if chain.alternate == row.id else chain.alternate,
+        )
+        if kept or not chain.etag or chain.unfinished or (left == chain and (left.last or left.alternate)):
             await self._seam.run(Operation.ROW_DELETE, self._driver.delete_entity(RESPONSES, operation))
+            return
+        if left.last or left.alternate:
+            await self.delete_row(row, left)
             return
         both = [operation, Delete(chain.partition_key, chain.key, chain.etag)]
         try:

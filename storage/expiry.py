@@ -7,6 +7,7 @@ Concurrency: rows are inserted and deleted, never changed. A response is noted b
 and a row is deleted after all that it names is: a crash leaves something noted, never something forgotten.
 """
 
+import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import orjson
 from storage.driver import EXPIRY, Delete, Insert, StorageDriver
 from storage.errors import AlreadyExists, MalformedRecord, NotFound
 from storage.seam import Operation, Seam
+
+_log = logging.getLogger("storage.expiry")
 
 EXPIRY_VERSION = 1
 
@@ -63,10 +66,15 @@ class Expiry:
     async def due(self, before: float, limit: int) -> list[Due]:
         """The oldest of what was noted in hours that were over at that Unix time."""
         call = self._driver.query_entities(EXPIRY, partition_before=hour_of(before), limit=limit)
-        return [
-            Due(entity.partition_key, entity.row_key, _responses(entity.properties.get("responses")))
-            for entity in await self._seam.run(Operation.EXPIRY_DUE, call)
-        ]
+        due = []
+        for entity in await self._seam.run(Operation.EXPIRY_DUE, call):
+            try:
+                responses = _responses(entity.properties.get("responses"))
+            except MalformedRecord:  # the others must not wait for it
+                _log.exception("row %s of the expiry index cannot be read", entity.row_key)
+                continue
+            due.append(Due(entity.partition_key, entity.row_key, responses))
+        return due
 
     async def done(self, due: Due) -> None:
         """Nothing is left of what this row names."""

@@ -1,8 +1,13 @@
 """Wake-up hints: start this run, this worker has stopped.
 
-Format: queue `responses-work` holds `{"v":1,"tenant":…,"id":…}`, with `"cleanup":true` after a deletion; queue
-`responses-watch` holds `{"v":1,"worker":…}`; both base64 on the wire, as the queue trigger of Functions reads them.
-Messages never expire. A message is never the truth: whoever receives one looks at the row or the ledger.
+Format: queue `responses-work` holds `{"v":1,"tenant":…,"id":…}`, with `"cleanup":true` after a deletion, with
+`"late":true` where a first message was received and its response was not on record; queue
+`responses-watch` holds `{"v":1,"worker":…,"epoch":n}`; both base64 on the wire, as the queue trigger of Functions
+reads them. Messages never expire. A message is never the truth: whoever receives one looks at the row or the ledger.
+
+The epoch says which of a worker's watch messages counts: those of a lower one than the row `worker` of its ledger has
+are superseded. A message without an epoch (of a process that knew none, or of somebody who means the worker whatever
+its message) always counts.
 """
 
 from dataclasses import dataclass
@@ -26,29 +31,39 @@ class MalformedMessage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class StartMessage:
-    """Start or continue the run of this response; with `cleanup`, complete its deletion."""
+    """Start or continue the run of this response; with `cleanup`, complete its deletion.
+
+    `late`: the second look for a response that was not on record when a first message was received.
+    """
 
     tenant: str
     id: str
     cleanup: bool = False
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class WatchMessage:
-    """This worker has stopped pushing its message forward."""
+    """This worker has stopped pushing its message forward; `epoch` None: whatever the ledger's epoch is."""
 
     worker: str
+    epoch: int | None = None
 
 
 def parse_start(text: str) -> StartMessage:
     """Raises `MalformedMessage`."""
     fields = _fields(text, "tenant", "id")
-    return StartMessage(fields["tenant"], fields["id"], cleanup=fields.get("cleanup") is True)
+    cleanup, late = (fields.get(name) is True for name in ("cleanup", "late"))
+    return StartMessage(fields["tenant"], fields["id"], cleanup=cleanup, late=late)
 
 
 def parse_watch(text: str) -> WatchMessage:
     """Raises `MalformedMessage`."""
-    return WatchMessage(_fields(text, "worker")["worker"])
+    fields = _fields(text, "worker")
+    epoch = fields.get("epoch")
+    if epoch is not None and type(epoch) is not int:
+        raise MalformedMessage(text)
+    return WatchMessage(fields["worker"], epoch)
 
 
 def _fields(text: str, *names: str) -> dict[str, Any]:
@@ -68,9 +83,9 @@ class WorkQueue:
         self._driver = driver
         self._seam = seam
 
-    async def send_start(self, tenant: str, response_id: str, *, delay: float = 0) -> None:
+    async def send_start(self, tenant: str, response_id: str, *, delay: float = 0, late: bool = False) -> None:
         """Ask for a run, visible after `delay` seconds."""
-        await self._send({"tenant": tenant, "id": response_id}, delay)
+        await self._send({"tenant": tenant, "id": response_id} | ({"late": True} if late else {}), delay)
 
     async def send_cleanup(self, tenant: str, response_id: str, *, delay: float = 0) -> None:
         """Ask for the rest of a deletion, should there be one after `delay` seconds."""
@@ -90,9 +105,10 @@ class WatchQueue:
         self._driver = driver
         self._seam = seam
 
-    async def send(self, worker_id: str, *, delay: float) -> QueueReceipt:
+    async def send(self, worker_id: str, *, delay: float, epoch: int | None = None) -> QueueReceipt:
         """Put the watch message of a worker, visible after `delay` seconds unless it is pushed before."""
-        text = orjson.dumps({"v": MESSAGE_VERSION, "worker": worker_id}).decode()
+        numbered = {} if epoch is None else {"epoch": epoch}
+        text = orjson.dumps({"v": MESSAGE_VERSION, "worker": worker_id, **numbered}).decode()
         call = self._driver.send_message(WATCH_QUEUE, text, delay=delay)
         return await self._seam.run(Operation.QUEUE_SEND_WATCH, call)
 
