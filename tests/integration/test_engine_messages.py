@@ -11,7 +11,7 @@ from resilience.placement import tenant_of
 from storage.driver import WATCH_QUEUE, WORK_QUEUE, Update
 from storage.seam import Fault
 from tests.support.engines import PRINCIPAL, Fleet, background, fleet, key_of, start_message, until
-from tests.support.handlers import Teller, entry_of
+from tests.support.handlers import Teller
 from tests.support.invariants import check_nothing_recorded, check_response
 from tests.support.virtual_time import VirtualTimeLoop
 
@@ -51,7 +51,7 @@ async def test_doubled_messages_run_it_once(stream: bool, eager: bool) -> None:
         await hosts.quiet()
         assert row.status == "completed"
         assert row.generation == 1
-        await check_response(hosts.storage, PRINCIPAL, response_id, entries=len(hosts.entries[response_id]))
+        await check_response(hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id))
 
 
 @STREAM
@@ -61,7 +61,7 @@ async def test_a_message_five_days_late_changes_nothing(stream: bool) -> None:
         await (host.stream if stream else host.create)(background())
         (response_id,) = await hosts.ids()
         row = await hosts.finished(response_id)
-        before = await check_response(hosts.storage, PRINCIPAL, response_id)
+        before = await check_response(hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id))
         await host.crash()
         late = hosts.host(queues=False)
         for _ in range(3):
@@ -69,7 +69,7 @@ async def test_a_message_five_days_late_changes_nothing(stream: bool) -> None:
             await late.inside(late.engine.poison_message(start_message(response_id)))
         await late.inside(late.engine.watch_message(json.dumps({"v": 1, "worker": row.owner})))
         assert await hosts.row(response_id) == row
-        after = await check_response(hosts.storage, PRINCIPAL, response_id, entries=len(hosts.entries[response_id]))
+        after = await check_response(hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id))
         assert after == before
 
 
@@ -86,7 +86,7 @@ async def test_a_message_of_a_run_that_lives_elsewhere_is_spent_without_harm(str
         assert asyncio.get_running_loop().time() - began < 1
         await other.inside(other.engine.poison_message(start_message(response_id)))
         assert (await hosts.finished(response_id)).status == "completed"
-        await check_response(hosts.storage, PRINCIPAL, response_id, entries=len(hosts.entries[response_id]))
+        await check_response(hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id))
 
 
 async def test_a_message_of_a_run_of_this_process_waits_for_its_end() -> None:
@@ -134,7 +134,8 @@ async def test_a_message_without_a_row_waits_for_it_and_then_drops_what_is_left(
         asking.exception()
         began = asyncio.get_running_loop().time()
         await hosts.quiet()
-        assert 20 < asyncio.get_running_loop().time() - began < 60
+        # A first time for the row to come, and a second one for who accepts it to be slower than that.
+        assert 170 < asyncio.get_running_loop().time() - began < 210
         assert await hosts.ids() == [answer["id"]]
         assert len(hosts.entries) == 1
         left = await hosts.storage.driver.list_blobs("events", "")
@@ -142,17 +143,18 @@ async def test_a_message_without_a_row_waits_for_it_and_then_drops_what_is_left(
         assert not host.failures
 
 
-async def test_an_error_of_storage_is_not_taken_for_a_missing_row() -> None:
+@pytest.mark.parametrize("lasting", [0.25, 125.0])
+async def test_an_error_of_storage_is_not_taken_for_a_missing_row(lasting: float) -> None:
     """R2."""
     async with fleet(Teller(1)) as hosts:
         api = hosts.host(queues=False)
         response_id = (await api.create(background()))["id"]
         host = hosts.host()
         outage = host.seam.inject(Fault(operation="row.read", kind="before"))
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(lasting)
         outage.remove()
         assert (await hosts.finished(response_id)).status == "completed"
-        assert host.failures
+        assert bool(host.failures) == (lasting > 120), "a short one is waited for, a long one gives the message back"
 
 
 async def poison(hosts: Fleet, response_id: str) -> None:
@@ -172,8 +174,10 @@ async def test_a_poison_message_fails_its_response(stream: bool) -> None:
         await poison(hosts, response_id)
         row = await hosts.finished(response_id)
         assert row.status == "failed"
-        seen = [await reader.whole()] if reader else []
-        stored = await check_response(hosts.storage, PRINCIPAL, response_id, seen=seen)
+        seen = [await reader.whole_view()] if reader else []
+        stored = await check_response(
+            hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id), seen=seen
+        )
         assert (stored.snapshot or {})["error"]["additionalInfo"] == {"shutdown_reason": "attempts_exhausted"}
         assert not hosts.entries
         hosts.host()
@@ -191,7 +195,9 @@ async def test_a_message_that_fails_again_and_again_ends_its_response() -> None:
         host.seam.inject(Fault(operation="log.acquire", kind="before", times=5))
         row = await hosts.finished(response_id)
         assert row.status in ("failed", "completed")
-        await check_response(hosts.storage, PRINCIPAL, response_id, seen=[await reader.whole()])
+        await check_response(
+            hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id), seen=[await reader.whole_view()]
+        )
         await hosts.quiet()
 
 
@@ -228,8 +234,15 @@ async def test_a_record_that_cannot_be_read_fails_without_an_entry(damage: bytes
         row = await hosts.finished(response_id)
         assert row.status == "failed"
         assert not hosts.entries
-        seen = [await reader.whole()] if reader else []
-        stored = await check_response(hosts.storage, PRINCIPAL, response_id, seen=seen, generation_of=entry_of)
+        seen = [await reader.whole_view()] if reader else []
+        stored = await check_response(
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            entries=hosts.entered(response_id),
+            seen=seen,
+            generation_of=hosts.generation_of(response_id),
+        )
         assert (await host.get(response_id)) == {**(stored.snapshot or {})}
         await hosts.quiet()
 

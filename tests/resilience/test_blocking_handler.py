@@ -7,22 +7,35 @@ import httpx
 
 from protocol import sse
 from tests.support.azurite import AzuriteServer
-from tests.support.host import until
+from tests.support.host import FunctionHost, until
 from tests.support.invariants import check_response
 from tests.support.paths import AGENT, Journal, markers
 from tests.support.servers import body, deployment, frames_from
 
-BLOCKED_SECONDS = 12.0
-"""More than twice the silence that makes a worker suspect."""
+BLOCKED_SECONDS = 40.0
+STALE_SECONDS = 8.0
+"""The silence of a ledger that makes the sweep suspect its worker; the watch message has to be silent for less."""
 
 SETTLED_SECONDS = 30.0
+
+
+async def sweep_until(host: FunctionHost, done: asyncio.Task[None]) -> int:
+    """Have a host look for dead workers each second; how often it did."""
+    sweeps = 0
+    async with httpx.AsyncClient(base_url=host.base_url, timeout=SETTLED_SECONDS) as http:
+        while not done.done():
+            assert (await http.post("/admin/functions/sweep", json={})).status_code == 202
+            sweeps += 1
+            await asyncio.wait({done}, timeout=1)
+    return sweeps
 
 
 async def test_blocked_worker_keeps_all_its_runs_although_another_waits_for_them(
     azurite: AzuriteServer, tmp_path: Path
 ) -> None:
     journal = Journal(tmp_path / "journal")
-    with deployment(azurite, AGENT, PHASES_JOURNAL=str(journal.path)) as made:
+    settings = {"RESPONSES_HEARTBEAT_INTERVAL": "3", "RESPONSES_STALE_AFTER": str(STALE_SECONDS)}
+    with deployment(azurite, AGENT, PHASES_JOURNAL=str(journal.path), **settings) as made:
         front, worker = await asyncio.gather(made.start("--only", "http"), made.start("--only", "queue"))
         async with httpx.AsyncClient(base_url=front.base_url, timeout=90) as http:
             frames: dict[str, list[bytes]] = {"blocking": [], "beside": []}
@@ -40,7 +53,9 @@ async def test_blocked_worker_keeps_all_its_runs_although_another_waits_for_them
             other = await made.start("--only", "queue")
             assert not blocking.done(), "the other worker came too late to take anything"
             seen = len(frames["beside"])
+            sweeps = asyncio.create_task(sweep_until(other, blocking))
             await asyncio.wait_for(asyncio.gather(blocking, beside), BLOCKED_SECONDS + SETTLED_SECONDS)
+            assert await sweeps > STALE_SECONDS
             assert len(frames["beside"]) > seen
         async with made.storage() as storage:
             for name, phases in (("blocking", 3), ("beside", 20)):
