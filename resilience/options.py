@@ -72,7 +72,7 @@ class EngineSettings:
     """The sweep suspects a worker row that is older, by the storage service's clock."""
 
     missing_row_patience: float = 30.0
-    """How long a start message without a row is looked after; then it is put back, once, for five times as long (R2)."""
+    """How long a start message without a row is looked after; then it is put back once, for five times as long (R2)."""
     max_attempts: int = 5
     """Handler entries without a graceful hand-over between them (R5)."""
 
