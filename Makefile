@@ -52,7 +52,7 @@ fuzz: setup ## Attack a server with 22,000 hostile requests: SEED=1
 crash-points: setup ## Kill a real host at every named point of the engine, in every mode that passes it (half an hour)
 	@CRASH_POINTS=every exec $(python) -m pytest -n $(DEATHS) --dist worksteal tests/resilience/test_crash_points.py $(ARGS)
 
-bench-recovery: setup ## Measure how long a response is silent when its worker goes (15 minutes); fewer: ARGS="--kills 5"
+bench-recovery: setup ## Measure how long a response is silent when its worker goes (20 minutes); fewer: ARGS="--kills 5"
 	@exec $(python) -m benchmarks.recovery $(ARGS)
 
 check: ## Lint, formatting and types

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,11 +14,13 @@ from storage.connection import Storage
 from storage.rows import ResponseRow
 from tests.support.azurite import AzuriteServer
 from tests.support.host import FunctionHost, until
-from tests.support.invariants import check_response
+from tests.support.invariants import View, check_response
+from tests.support.paths import AGENT, Journal, assert_each_phase_once, lifetime_of
 from tests.support.servers import Deployment, body, deployment, events_of, eventually, frames_from
 from tests.support.storage_proxy import StorageProxy
 
 HOLD_SECONDS = 15.0
+PHASES = 40
 PATIENCE_SECONDS = 60.0
 
 PAUSED = {"AzureWebJobs.adopt_worker.Disabled": "true"}
@@ -56,6 +59,11 @@ class Client:
 
 
 @pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal")
+
+
+@pytest.fixture
 def cluster(azurite: AzuriteServer) -> Iterator[Deployment]:
     """One process that serves HTTP; each test adds its workers."""
     with deployment(azurite) as made:
@@ -79,22 +87,24 @@ def numbers_in(response: Any) -> list[int]:
 
 
 async def test_a_live_worker_whose_pushes_are_held_back_loses_its_runs_once_and_goes_on_under_a_new_id(
-    cluster: Deployment, http: httpx.AsyncClient, azurite: AzuriteServer
+    cluster: Deployment, http: httpx.AsyncClient, azurite: AzuriteServer, journal: Journal
 ) -> None:
+    phases = {"RESPONSES_AGENT": AGENT, "PHASES_JOURNAL": str(journal.path)}
     async with StorageProxy.before(azurite) as network, cluster.storage() as storage:
         connection = network.through(cluster.environment["AzureWebJobsStorage"])
-        survivor = await cluster.start("--only", "queue")
-        suspect = await cluster.start(AzureWebJobsStorage=connection, RESPONSES_EAGER_START="true")
+        survivor = await cluster.start("--only", "queue", **phases)
+        suspect = await cluster.start(AzureWebJobsStorage=connection, RESPONSES_EAGER_START="true", **phases)
         async with httpx.AsyncClient(base_url=suspect.base_url, timeout=120) as own:
-            long = {"count": 80, "delay": 0.2, "checkpoint_every": 5}
+            long = {"phases": PHASES, "pace": 0.4, "checkpoints": True}
             clients = [Client(own, **long) for _ in range(3)]
             silent = [(await own.post("/responses", json=body(long, background=True))).json()["id"] for _ in range(2)]
+            lasting = {"phases": 17, "pace": 1}
             foreground = [
-                asyncio.create_task(own.post("/responses", json=body({"count": 17, "delay": 1}, stream=stream)))
+                asyncio.create_task(own.post("/responses", json=body(lasting, stream=stream)))
                 for stream in (False, True)
             ]
             for client in clients:
-                await client.reached(8)
+                await client.reached(20)
             ids = [client.response_id for client in clients] + silent
             (declared_dead,) = {(await row_of(storage, response_id)).owner for response_id in ids}
             await eventually(lambda: has_open(storage, declared_dead, len(ids) + len(foreground)), "all runs are open")
@@ -104,18 +114,35 @@ async def test_a_live_worker_whose_pushes_are_held_back_loses_its_runs_once_and_
             final += [(await http.get(f"/responses/{response_id}")).json() for response_id in silent]
             await suspect.wait_for_log(f"worker {declared_dead} was declared dead by another", PATIENCE_SECONDS)
             answers = [await answer for answer in foreground]
-        assert all(numbers_in(response) == list(range(80)) for response in final)
         moved = [await row_of(storage, response_id) for response_id in ids]
-        assert {(row.status, row.attempt) for row in moved} == {("completed", 2)}
+        assert {(row.status, row.generation, row.attempt) for row in moved} == {("completed", 2, 2)}
         assert declared_dead not in {row.owner for row in moved}
         assert [client.resets() for client in clients] == [2, 2, 2]
-        for client in clients:
-            await check_response(storage, "local", client.response_id, seen=[client.frames], lost_leases=1)
+        views = [[View(client.frames, ended=True)] for client in clients] + [[] for _ in silent]
+        for response, seen in zip(final, views, strict=True):
+            entries = entries_of(journal, response["id"])
+            assert [entry["pid"] for entry in entries] == [suspect.pid, survivor.pid]
+            assert [entry["lifetime"] for entry in entries] == [0, 1]
+            assert set(assert_each_phase_once(response, PHASES)) == {0, 1}
+            await check_response(
+                storage,
+                "local",
+                response["id"],
+                seen=seen,
+                entries=len(entries),
+                lost_leases=1,
+                generation_of=lifetime_of,
+            )
         assert survivor.log().count(f"worker {declared_dead} is dead: {len(ids) + len(foreground)} open") == 1
         assert "refused an append" not in survivor.log()
-        await assert_one_outcome(http, answers)
+        await assert_one_outcome(http, journal, answers)
         survivor.stop()
         await assert_goes_on(http, storage, {declared_dead, *(row.owner for row in moved)})
+        assert {entry["pid"] for entry in journal.lines("entered")[-1:]} == {suspect.pid}
+
+
+def entries_of(journal: Journal, response_id: str) -> list[dict[str, Any]]:
+    return [entry for entry in journal.lines("entered") if entry["response_id"] == response_id]
 
 
 async def hold_back(network: StorageProxy, seconds: float) -> None:
@@ -134,18 +161,19 @@ async def all_completed(http: httpx.AsyncClient, response_ids: list[str]) -> boo
     return all(answer.json()["status"] == "completed" for answer in answers)
 
 
-async def assert_one_outcome(http: httpx.AsyncClient, answers: list[httpx.Response]) -> None:
+async def assert_one_outcome(http: httpx.AsyncClient, journal: Journal, answers: list[httpx.Response]) -> None:
     """What the adopter recorded of the foreground runs is what their clients, still connected, were told (B6, W4)."""
     told = [answers[0].json(), events_of(answers[1].content)[-1]["response"]]
     for response in told:
         assert response["status"] == "failed"
         assert response["error"]["code"] == "server_error"
         assert (await http.get(f"/responses/{response['id']}")).json() == response
+        assert len(entries_of(journal, response["id"])) == 1
 
 
 async def assert_goes_on(http: httpx.AsyncClient, storage: Storage, others: set[str]) -> None:
     """The once suspected worker, now the only one, runs what comes, under an id that nobody declared dead."""
-    client = Client(http, count=5)
+    client = Client(http)
     await client.whole()
     row = await row_of(storage, client.response_id)
     assert (row.status, row.attempt) == ("completed", 1)
@@ -172,7 +200,7 @@ async def test_a_dead_worker_whose_watch_message_was_slept_through_is_found_by_t
     async with cluster.storage() as storage:
         for client, resets in ((orphan, 2), (unharmed, 1)):
             await client.whole()
-            await check_response(storage, "local", client.response_id, seen=[client.frames])
+            await check_response(storage, "local", client.response_id, seen=[View(client.frames, ended=True)])
             assert client.resets() == resets
         final = sse.decode(orphan.frames[-1])["response"]
         assert numbers_in(final) == list(range(30))

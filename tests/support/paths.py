@@ -1,13 +1,15 @@
-"""The three ways a worker stops, each played once with a response of every row in it.
+"""The ways a worker stops, each played once with a response of every row in it.
 
 Path A: SIGTERM, and the handlers get to their end within the grace. Path B: SIGTERM, and the grace is too short for
-them. Path C: SIGKILL. The signal goes to the process that runs the background handlers and to an HTTP process that
+them. Path C: SIGKILL. Path CUT_SHORT: SIGTERM, and the host ends the process before the app's grace is over, which is
+C by another way. The signal goes to the process that runs the background handlers and to an HTTP process that
 runs the foreground ones; another HTTP process and a successor of the worker stay. Every handler is in the middle of
 its last phase when the signal comes: two phases are done, half of the third is said.
 """
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,13 +30,15 @@ AGENT = "tests.support.agents.phases:app"
 FRAGILE_AGENT = "tests.support.agents.phases:fragile_app"
 
 ROWS = ("1", "2", "3", "4", "11")
-PATHS = ("A", "B", "C")
+CUT_SHORT = "cut_short"
 MODES = ("json", "stream")
 
-HANDLER_GRACE = {"A": 30.0, "B": 1.0, "C": 1.0}
+HANDLER_GRACE = {"A": 30.0, "B": 1.0, "C": 1.0, CUT_SHORT: 30.0}
 """Seconds that a handler may go on after the signal."""
 HOST_GRACE = 45.0
 """Seconds after which the host would end whatever still runs."""
+SHORT_HOST_GRACE = 1.0
+"""The same on the path on which it comes first."""
 
 BEGUN = ("response.created", "response.in_progress")
 HALF_PHASE = ("response.output_item.added", "response.content_part.added", "response.output_text.delta")
@@ -65,7 +69,8 @@ class Journal:
         """The lines of a kind, of the responses with that metadata."""
         if not self.path.exists():
             return []
-        lines = [json.loads(line) for line in self.path.read_text().splitlines()]
+        whole, _, _ = self.path.read_text().rpartition("\n")  # a long line may be on its way
+        lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if line["what"] == what and metadata.items() <= line["metadata"].items()]
 
     async def reached(self, what: str, count: int, seconds: float) -> None:
@@ -81,7 +86,8 @@ class Played:
         response_id: its id, from the handler's own journal where the client was not told.
         frames: what its client saw of the stream, on one connection or two.
         connections: on how many.
-        answer: the answer to the POST of a client that does not stream, None if its connection broke.
+        answer: the answer to the POST of a client that does not stream, None if its connection broke. It may be the
+        host's, which says that its app is gone.
         got: GET, in the end, from the HTTP process that stayed.
         input_items: the same of its input items.
         entries: the handler's entries, as the handler noted them.
@@ -148,6 +154,21 @@ def markers(response: Json) -> list[str]:
     return ["".join(part["text"] for part in item["content"]) for item in response["output"]]
 
 
+def lifetime_of(event: Json) -> int | None:
+    """The entry that said an event, counted from zero, where the event tells."""
+    delta = str(event.get("delta", ""))
+    return int(delta[1:-1]) if delta.startswith("L") else None
+
+
+def assert_each_phase_once(response: Json, phases: int) -> list[int]:
+    """The phases are there, each once and in order, and no entry's stand behind those of a later one; whose each is."""
+    done = [re.fullmatch(r"L(\d+)_phase(\d+)", text) for text in markers(response)]
+    assert [match and int(match[2]) for match in done] == list(range(phases))
+    lifetimes = [int(match[1]) for match in done if match]
+    assert lifetimes == sorted(lifetimes)
+    return lifetimes
+
+
 @dataclass
 class Scene:
     """A path after it was played.
@@ -175,7 +196,7 @@ class Stage:
     @classmethod
     async def build(cls, made: Deployment, path: str) -> "Stage":
         """Two HTTP processes and a worker; the leaving one's responses are not resilient (row 2)."""
-        grace = ["--grace", str(HOST_GRACE)]
+        grace = ["--grace", str(SHORT_HOST_GRACE if path == CUT_SHORT else HOST_GRACE)]
         staying, leaving, worker = await asyncio.gather(
             made.start("--only", "http", RESPONSES_AGENT=AGENT),
             made.start("--only", "http", *grace, RESPONSES_AGENT=FRAGILE_AGENT),
@@ -234,7 +255,7 @@ async def _follow(played: Played, first: httpx.AsyncClient, other: httpx.AsyncCl
             played.connections += 1
     except httpx.TransportError:
         pass
-    told = played.answer is not None and played.answer.json()["id"]
+    told = played.answer is not None and played.answer.is_success and played.answer.json()["id"]
     played.response_id = told or journal.lines("entered", cell=played.name)[0]["response_id"]
     path = f"/responses/{played.response_id}"
     if played.background and played.mode == "stream" and not played.whole:
