@@ -1,9 +1,10 @@
 """`python -m tests.chaos`: for so many seconds hosts are killed, frozen and cut off under traffic; then all is judged.
 
-The exit code is 0 without a violation. What is needed to understand one lies in `.run/chaos/SEED-TIME/`: the logs of
-every process, the entries into the handler, the troubles, the violations with the frames of their responses. The same
-seed draws the same roles, scripts, crash points and troubles; the timing of processes is not part of it, so a replay
-is a run with the same seed, some longer than the time of the violation.
+The exit code is 0 without a violation, if there was enough trouble for that to say something. What is needed to
+understand a violation lies in `.run/chaos/SEED-TIME/`: the logs of every process, the entries into the handler, the
+troubles, the violations with the frames of their responses. The same seed draws the same roles, scripts, crash points
+and troubles; the timing of processes is not part of it, so a replay is a run with the same seed, some longer than the
+time of the violation.
 """
 
 import asyncio
@@ -31,16 +32,23 @@ from tests.support.invariants import read_stored
 
 START_SECONDS = 120.0
 REPORT_SECONDS = 30.0
+FULL_SECONDS = 1800.0
+LEAST_KILLS = 300
+LEAST_RESPONSES = 1500
+"""In a full run; in a shorter one proportionally less."""
+
 RATE = 1.6
 """Clients per second."""
 
 AT_ONCE = 40
 SETTINGS = {
     "RESPONSES_AGENT": "tests.chaos.agent:app",
+    "RESPONSES_LOG_FORMAT": "json",  # for `tests.chaos.evidence`
     # Small, so that segments roll and time limits are met in runs of seconds.
     "RESPONSES_SEGMENT_BLOCKS": "12",
     "RESPONSES_STALE_AFTER": "30",
     "RESPONSES_FINISH_PATIENCE": "10",
+    "RESPONSES_MISSING_ROW_PATIENCE": "10",
 }
 
 
@@ -57,6 +65,9 @@ class Run:
     outcomes: Counter[str] = field(default_factory=Counter)
     turns: int = 0
     chains: int = 0
+    reentries: Counter[str] = field(default_factory=Counter)
+    seen: Counter[str] = field(default_factory=Counter)
+    """What the logs tell: refusals, hand-overs, take-overs."""
 
     def chance(self, of: str) -> random.Random:
         """A source of chance of its own for each part: their turns have no order."""
@@ -106,6 +117,8 @@ class Run:
         self.violations += judge.violations
         self.outcomes.update(judge.outcomes)
         self.turns, self.chains = judge.turns, judge.chains
+        self.reentries.update(judge.reentries)
+        self.seen.update(judge.evidence.counts())
         await self._keep(storage)
 
     async def _keep(self, storage: Storage) -> None:
@@ -152,11 +165,19 @@ class Run:
             f"starts that failed: {sum(slot.failed_starts for slot in self.slots)}",
             "modes: " + _counted(per_mode(self.traffic.told)),
             "outcomes: " + _counted(self.outcomes),
+            f"second entries into handlers: {sum(self.reentries.values())}, because of: {_counted(self.reentries)}",
+            "in the logs: " + _counted(self.seen),
             *left,
             f"chaos: {self.kills} kills, {self.responses} responses, {self.turns} turns of {self.chains} chains, "
             f"{len(self.violations)} violations; "
             f"again: make chaos SECONDS={self.seconds:.0f} SEED={self.seed}; details: {self.directory}",
         ]
+
+
+def shortfalls(kills: int, responses: int, least_kills: int, least_responses: int) -> Sequence[str]:
+    """What there was too little of for a run to prove anything."""
+    had = (("kills", kills, least_kills), ("responses", responses, least_responses))
+    return [f"too few {what}: {count}, not {least}" for what, count, least in had if count < least]
 
 
 def _counted(counts: "Counter[str] | dict[str, int] | object") -> str:
@@ -165,9 +186,19 @@ def _counted(counts: "Counter[str] | dict[str, int] | object") -> str:
 
 
 @click.command()
-@click.option("--seconds", type=click.FloatRange(min=1), default=1800.0, show_default=True, help="How long.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=FULL_SECONDS, show_default=True, help="How long.")
 @click.option("--seed", type=int, help="Of everything that is left to chance.  [default: another one each time]")
-def main(seconds: float, seed: int | None) -> None:
+@click.option(
+    "--least-kills",
+    type=click.IntRange(min=0),
+    help=f"With fewer it fails.  [default: {LEAST_KILLS} in {FULL_SECONDS:.0f} s]",
+)
+@click.option(
+    "--least-responses",
+    type=click.IntRange(min=0),
+    help=f"With fewer it fails.  [default: {LEAST_RESPONSES} in {FULL_SECONDS:.0f} s]",
+)
+def main(seconds: float, seed: int | None, least_kills: int | None, least_responses: int | None) -> None:
     """Kill, freeze and cut off real hosts under traffic; 0 violations is what has to come out."""
     seed = seed if seed is not None else random.SystemRandom().randrange(10**6)
     directory = ROOT / ".run" / "chaos" / f"{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -176,7 +207,16 @@ def main(seconds: float, seed: int | None) -> None:
     asyncio.run(run.play())
     for line in run.summary():
         click.echo(line)
-    sys.exit(1 if run.violations else 0)
+    share = seconds / FULL_SECONDS
+    short = shortfalls(
+        run.kills,
+        run.responses,
+        int(LEAST_KILLS * share) if least_kills is None else least_kills,
+        int(LEAST_RESPONSES * share) if least_responses is None else least_responses,
+    )
+    for line in short:
+        click.echo(line)
+    sys.exit(1 if run.violations or short else 0)
 
 
 if __name__ == "__main__":

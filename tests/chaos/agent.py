@@ -5,25 +5,38 @@ item of their own, followed by a checkpoint, and a recovered entry goes on behin
 completes with what it has, unless it is `stubborn`; when its signal was set it takes `wind_down` seconds to clean up.
 What else the object holds is ignored.
 
-Settings: `CHAOS_JOURNAL`, a file that is told of every entry (`tests.support.turn_journal`).
+Settings: `CHAOS_JOURNAL`, a file that is told of every entry (`tests.support.turn_journal`). The log is told as well:
+there the claim stands beside it (`tests.chaos.evidence`).
 """
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 from protocol.aio import ResponseEventStream
 from resilience import CreateResponse, ResponseContext, ResponsesApp, ResponsesServerOptions
+from tests.chaos.evidence import ATTEMPT, ENTERED, LEFT, LEFT_AT_SHUTDOWN
 from tests.support.turn_journal import noted
 
 GRACE = 2.0
 
+_log = logging.getLogger("chaos.agent")
+
+
+def _say_attempt(attributes: dict[str, Any]) -> None:
+    _log.info(ATTEMPT.format(attributes["responses.attempt"]))
+
+
 app, fragile_app = (
     ResponsesApp(
         ResponsesServerOptions(
-            resilient_background=resilient, steerable_conversations=True, shutdown_grace_period_seconds=GRACE
+            resilient_background=resilient,
+            steerable_conversations=True,
+            shutdown_grace_period_seconds=GRACE,
+            create_span_hook=_say_attempt,
         )
     )
     for resilient in (True, False)
@@ -35,12 +48,16 @@ async def handler(
 ) -> AsyncIterator[Any]:
     """Count, and note when."""
     with noted("CHAOS_JOURNAL", context) as entry:
-        script = json.loads(await context.get_input_text())
-        async with aclosing(_counted(request, context, cancellation_signal, script, entry)) as events:
-            async for event in events:
-                yield event
-        if cancellation_signal.is_set():
-            await asyncio.sleep(float(script.get("wind_down", 0)))
+        _log.info(ENTERED.format(entry))
+        try:
+            script = json.loads(await context.get_input_text())
+            async with aclosing(_counted(request, context, cancellation_signal, script, entry)) as events:
+                async for event in events:
+                    yield event
+            if cancellation_signal.is_set():
+                await asyncio.sleep(float(script.get("wind_down", 0)))
+        finally:
+            _log.info((LEFT_AT_SHUTDOWN if context.shutdown.is_set() else LEFT).format(entry))
 
 
 async def _counted(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from resilience.crash_points import POINTS, SETTING
 from tests.chaos.line import Line
-from tests.support.host import ROOT, FunctionHost, HostFailed, until
+from tests.support.host import ROOT, START_SECONDS, FunctionHost, HostFailed, until
 
 GRACE_SECONDS = 8.0
 MESSAGE_VISIBILITY = 20.0
@@ -57,15 +57,26 @@ ROLES = (
 )
 
 
+KILL, CRASH, EXIT = "kill", "crash", "exit"
+"""The ends of a process: SIGKILL by us, by itself at the point that is named, and in its own way with a code."""
+
+BY_ITSELF = f"{EXIT} by itself"
+
+
 @dataclass(frozen=True)
 class Trouble:
-    """Something that was done to a process, or (pid 0) to all of them. Times are Unix time."""
+    """Something that was done to a process, or (pid 0) to none of them in particular. Times are Unix time."""
 
     kind: str
     slot: str
     pid: int
     began: float
     ended: float
+
+    @property
+    def is_end(self) -> bool:
+        """Whether it was the end of the process."""
+        return self.kind.partition(" ")[0] in (KILL, CRASH, EXIT)
 
 
 class Slot:
@@ -95,8 +106,11 @@ class Slot:
         self._chance = chance
         self._note = note
         self._started = 0
+        self._process: FunctionHost | None = None
+        """The host, also while it starts."""
         self._stopping = False
-        self._expected = False
+        self._killed = False
+        self._told_to_leave = False
         self._crash_at = ""
 
     @property
@@ -107,63 +121,76 @@ class Slot:
     async def live(self) -> None:
         """Start a host whenever there is none."""
         while not self._stopping:
+            host = self._process = self._launch()
             try:
-                self.host = await self._start()
-            except HostFailed as failure:
-                self.failed_starts += 1
-                self._keep_log(str(failure))
-                continue
-            host = self.host
-            await until(functools.partial(_ended, host), math.inf)
+                await host.until(host._look, START_SECONDS, "to be ready")
+            except HostFailed:
+                self.failed_starts += not self._stopping
+                self._kill(host)
+            else:
+                self.host = host
+                await until(functools.partial(_ended, host), math.inf)
             self._look_at_the_end(host)
             self.host = None
             host.stop()
-            self._keep_log(host.log(), host.pid)
+            self._keep_log(host)
             if not self._stopping:
                 await asyncio.sleep(self._chance.uniform(0, 1.5))
 
-    async def _start(self) -> FunctionHost:
+    def _launch(self) -> FunctionHost:
         self._started += 1
         settings = {**self._environment, **self.role.settings}
         self._crash_at = ""
+        self._killed = self._told_to_leave = False
         if not self.calm and self._chance.random() < CRASH_POINT_SHARE:
             points = POINTS if self._chance.random() < 0.2 else HOT_POINTS
             self._crash_at = f"{self._chance.choice(points)}:{self._chance.choice((1, 1, 2, 5, 12))}"
             settings[SETTING] = self._crash_at
-        return await FunctionHost.start(ROOT, settings, *START_ARGUMENTS, *self.role.arguments)
+        return FunctionHost.launch(ROOT, settings, *START_ARGUMENTS, *self.role.arguments)
 
     def _look_at_the_end(self, host: FunctionHost) -> None:
+        """Note an end that is not noted yet."""
         code = host.process.wait()
-        if code == -signal.SIGKILL and not self._expected:
+        if self._killed:
+            return
+        if code == -signal.SIGKILL:
             self.kills += 1
             self.points.append(self._crash_at)
-            now = time.time()
-            self._note(Trouble(f"crash {self._crash_at}", self.role.name, host.pid, now, now))
-        self._expected = False
+            self._note_end(f"{CRASH} {self._crash_at}", host)
+        else:
+            self._note_end(f"{EXIT if self._told_to_leave else BY_ITSELF} {code}", host)
 
-    def _keep_log(self, text: str, pid: int = 0) -> None:
-        name = f"{self.role.name}-{self._started}-{pid}.log"
-        (self._logs / name).write_text(f"{SETTING}={self._crash_at}\n{text}")
+    def _note_end(self, kind: str, host: FunctionHost) -> None:
+        now = time.time()
+        self._note(Trouble(kind, self.role.name, host.process.pid, now, now))
+
+    def _keep_log(self, host: FunctionHost) -> None:
+        name = f"{self.role.name}-{self._started}-{host.process.pid}.log"
+        (self._logs / name).write_text(f"{SETTING}={self._crash_at}\n{host.log()}")
 
     def kill(self) -> None:
         """SIGKILL."""
         if self.host is not None and self.host.running:
-            self._expected = True
             self.kills += 1
-            self.host.process.kill()
+            self._kill(self.host)
+
+    def _kill(self, host: FunctionHost) -> None:
+        if host.running:
+            self._killed = True
+            self._note_end(KILL, host)
+            host.process.kill()
 
     def leave(self) -> None:
         """SIGTERM: it drains, and another takes its place."""
         if self.host is not None:
+            self._told_to_leave = True
             self.host.terminate()
 
     def stop(self) -> None:
         """End it for good."""
         self._stopping = True
-        if self.host is not None and self.host.running:
-            self._expected = True
-            self.host.thaw()
-            self.host.process.kill()
+        if self._process is not None:
+            self._kill(self._process)
 
 
 def _ended(host: FunctionHost) -> bool:

@@ -11,7 +11,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +19,7 @@ import httpx
 from protocol import sse
 from protocol.response import TERMINAL_STATUSES
 from tests.chaos.hosts import Slot
+from tests.support.invariants import View
 from tests.support.servers import frames_from
 
 type Json = dict[str, Any]
@@ -76,6 +76,7 @@ class Told:
     Attributes:
         views: what each of its readers saw, over all their connections.
         whole: for each view, whether it came to the end of its stream.
+        connections: what came over each connection to a stream, and from which cursor on.
         final: the response as a GET, or the foreground's answer, told it at last.
         ids: every id it was told; a key stands for one response.
         wrong: what no client may ever be told.
@@ -90,6 +91,7 @@ class Told:
     store: bool = True
     views: list[list[bytes]] = field(default_factory=list)
     whole: list[bool] = field(default_factory=list)
+    connections: list[View] = field(default_factory=list)
     final: Json | None = None
     cancelled: bool = False
     deleted: bool = False
@@ -312,7 +314,9 @@ class Client:
         """One connection; breaks are the network's, and no news."""
         index = next(number for number, each in enumerate(self.told.views) if each is view)
         host = await self._host()
-        with suppress(httpx.HTTPError):
+        begin = len(view)
+        after = int(request.get("params", {}).get("starting_after", -1))
+        try:
             async with self._http.stream(method, host + path, **request) as answer:
                 if answer.status_code != 200:
                     await answer.aread()
@@ -327,6 +331,10 @@ class Client:
                     self.told.whole[index] = sse.is_terminal(frame)
                     if len(view) >= enough:
                         return
+        except httpx.HTTPError:
+            pass
+        finally:
+            self.told.connections.append(View(view[begin:], after, ended=self.told.whole[index]))
 
     def _learn_id(self, frame: bytes) -> None:
         if not self.told.response_id:

@@ -13,7 +13,7 @@ from resilience.placement import tenant_of
 from storage.connection import Storage
 from storage.driver import WATCH_QUEUE, WORK_QUEUE, WORKERS
 from storage.ledger import WORKER_ROW
-from tests.chaos.hosts import Slot, Trouble
+from tests.chaos.hosts import KILL, Slot, Trouble
 from tests.chaos.line import Weather
 from tests.support.host import until
 
@@ -96,7 +96,8 @@ class Troubles:
         began = time.time()
         pid = 0 if host is None or kind in ("suspicion", "noise") else host.pid
         await getattr(self, f"_{kind}")(slot)
-        self._note(Trouble(kind, slot.role.name, pid, began, time.time()))
+        if kind != KILL:  # the slot notes the end of a process itself, at its moment
+            self._note(Trouble(kind, slot.role.name, pid, began, time.time()))
 
     async def _kill(self, slot: Slot) -> None:
         slot.kill()
