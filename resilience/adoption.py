@@ -11,10 +11,19 @@ The order, each step repeatable, a crash anywhere found through the adopter's ow
 3. for each entry: a background run gets a fresh start message, a foreground run its `failed` row unless it has one,
    an unfinished adoption a fresh watch message;
 4. delete the ledger, the row `worker` last; 5. close the adoption entry.
+
+Which message counts: one of a lower epoch than the open ledger's is superseded, its worker has sent another since (see
+`worker`); there is nothing to do. A dead ledger is adopted whatever the epoch, and so is every ledger by the sweep and
+by a message without an epoch. An adoption entry, kind ``adoption``: ``{worker, epoch}`` (no `epoch` where the adopter
+was told none), keeps what its adopter was told, and the fresh message says the same: if the ledger was marked, it
+leads there, and if it was not, it counts exactly if the first one would.
+
+An entry of a kind that is not known here was written by a later version. It stays in the dead ledger, alone, and the
+adoption fails: its message comes back, until a process has it that knows what to do.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -38,34 +47,50 @@ from storage.rows import ResponseRow
 _log = logging.getLogger("resilience.adoption")
 
 ADOPTION = "adoption"
+_KINDS = (ADOPTION, BACKGROUND, FOREGROUND)
 
 
-async def adopt(runtime: Runtime, worker_id: str) -> None:
+class UnknownEntries(StorageError):
+    """A dead worker's ledger has entries of a kind that this version does not know."""
+
+    def __init__(self, worker_id: str, entries: Sequence[LedgerEntry]) -> None:
+        kinds = sorted({entry.kind for entry in entries})
+        super().__init__(f"The ledger of {worker_id} has {len(entries)} entries of the unknown kinds {kinds}.")
+        self.worker_id = worker_id
+        self.kinds = kinds
+
+
+async def adopt(runtime: Runtime, worker_id: str, epoch: int | None = None) -> None:
     """Take over what that worker had open; nothing to do if it ended properly.
+
+    `epoch` is the watch message's; without one it counts in any case.
 
     Raises:
         StorageUnavailable: It could not be completed; it must be tried again.
+        UnknownEntries: What is known was taken care of; somebody else must try the rest.
     """
     if runtime.worker.is_current(worker_id):
-        runtime.worker.own_message_received(worker_id)
+        runtime.worker.own_message_received(worker_id, epoch)
         return
-    entry = LedgerEntry(f"adopt-{worker_id}", ADOPTION, {"worker": worker_id})
+    entry = _adoption_entry(worker_id, epoch)
     own_id = await runtime.worker.open(entry)
     if own_id == worker_id:
         # The message was faster than the ledger that it watches, which is this process's own.
-        runtime.worker.own_message_received(worker_id)
+        runtime.worker.own_message_received(worker_id, epoch)
         runtime.worker.close(own_id, entry.key)
         return
     ended: list[StoredResponse] = []
+    unknown: list[LedgerEntry] = []
     try:
-        if await _mark_dead(runtime, worker_id):
+        if await _mark_dead(runtime, worker_id, epoch):
             found = await runtime.storage.ledger.entries(worker_id)
             _log.warning("worker %s is dead: %d open entries", worker_id, len(found))
             runtime.telemetry.adopted.add(1)
+            unknown = [each for each in found if each.kind not in _KINDS]
             for open_entry in found:
                 await _take_care(runtime, open_entry)
             ended = [_response_of(each) for each in found if each.kind in (FOREGROUND, BACKGROUND)]
-            await runtime.storage.ledger.wipe(worker_id)
+            await runtime.storage.ledger.wipe(worker_id, keep=[each.key for each in unknown])
     except StorageError:
         # It is tried again, here or elsewhere: the message comes back, the sweep finds the ledger.
         runtime.worker.close(own_id, entry.key)
@@ -73,23 +98,49 @@ async def adopt(runtime: Runtime, worker_id: str) -> None:
     # They were this ledger's to note for retention (background runs are their next owner's).
     # Not in a `finally`: what cuts an adoption off, the death of this process, has to leave it open.
     runtime.worker.close(own_id, entry.key, ended)
+    if unknown:
+        raise UnknownEntries(worker_id, unknown)
 
 
 async def sweep(runtime: Runtime) -> None:
-    """Adopt the workers whose watch message was lost (their ledgers are few, and old ones fewer)."""
+    """Adopt the workers whose watch message was lost (their ledgers are few, and old ones fewer).
+
+    Raises:
+        Exception: The first of those that adoptions failed with; the others were made all the same.
+    """
     now = await runtime.storage.ledger.service_time()
-    for record in await runtime.storage.ledger.stale(now - timedelta(seconds=runtime.settings.stale_after)):
-        if not runtime.worker.is_current(record.worker_id):
-            await adopt(runtime, record.worker_id)
+    failures: list[Exception] = []
+    for worker_id in await runtime.storage.ledger.stale(now - timedelta(seconds=runtime.settings.stale_after)):
+        if runtime.worker.is_current(worker_id):
+            continue
+        try:
+            await adopt(runtime, worker_id)
+        except Exception as error:
+            _log.exception("worker %s could not be adopted", worker_id)
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
-async def _mark_dead(runtime: Runtime, worker_id: str) -> bool:
-    """False if there is no ledger: the worker closed it, or another adopter has finished."""
+def _adoption_entry(worker_id: str, epoch: int | None) -> LedgerEntry:
+    """Messages of different epochs may be received at once; each has an entry of its own."""
+    if epoch is None:
+        return LedgerEntry(f"adopt-{worker_id}", ADOPTION, {"worker": worker_id})
+    return LedgerEntry(f"adopt-{worker_id}-{epoch}", ADOPTION, {"worker": worker_id, "epoch": epoch})
+
+
+async def _mark_dead(runtime: Runtime, worker_id: str, epoch: int | None) -> bool:
+    """False if there is nothing to adopt: the worker closed its ledger, another adopter has finished, or the message
+    of that epoch is superseded.
+    """
     while True:
         try:
             record = await runtime.storage.ledger.read(worker_id)
             if record.state == "dead":
                 return True
+            if epoch is not None and record.epoch > epoch:
+                _log.info("a superseded watch message of worker %s", worker_id)
+                return False
             await runtime.storage.ledger.mark_dead(record)
         except NotFound:
             return False
@@ -106,7 +157,10 @@ def _response_of(entry: LedgerEntry) -> StoredResponse:
 async def _take_care(runtime: Runtime, entry: LedgerEntry) -> None:
     data = entry.data
     if entry.kind == ADOPTION:
-        await runtime.storage.watch.send(str(data.get("worker")), delay=0)
+        epoch = data.get("epoch")
+        await runtime.storage.watch.send(
+            str(data.get("worker")), delay=0, epoch=epoch if isinstance(epoch, int) else None
+        )
     elif entry.kind == BACKGROUND:
         key, response_id = str(data.get("key")), str(data.get("id"))
         await runtime.storage.work.send_start(tenant_in(key), response_id)

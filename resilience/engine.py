@@ -172,7 +172,7 @@ class Engine:
         except MalformedMessage:
             _log.error("a watch message that is none was dropped")
             return
-        await adopt(self.runtime, message.worker)
+        await adopt(self.runtime, message.worker, message.epoch)
 
     async def poison_message(self, text: str) -> None:
         """A start message that failed too often: its response fails, unless somebody runs it (R5)."""
@@ -189,11 +189,12 @@ class Engine:
         """A watch message that failed too often: once more from the start, it is too important to be dropped."""
         self.runtime.telemetry.poisoned.add(1, {"responses.queue": "watch"})
         try:
-            await self.runtime.storage.watch.send(
-                parse_watch(text).worker, delay=self.runtime.settings.watch_visibility
-            )
+            message = parse_watch(text)
         except MalformedMessage:
             _log.error("a poison watch message that is none was dropped")
+            return
+        delay = self.runtime.settings.watch_visibility
+        await self.runtime.storage.watch.send(message.worker, delay=delay, epoch=message.epoch)
 
     async def sweep(self) -> None:
         """The timer: what all messages missed."""

@@ -9,12 +9,24 @@ later transaction of this one is refused.
 ``watch_push_interval`` by a thread of its own, so that a handler that blocks the event loop does not look dead. Who
 receives it knows that the pushes stopped.
 
+*Epoch*: which watch message counts. Each message of a ledger has one of its own, from 0 on; the row `worker` has that
+of the message that counts, and one of a lower epoch is superseded: who receives it does nothing (`adoption`). A message
+that cannot be pushed any more although the process lives (this process received it itself, or the reply to a push was
+lost, and the new receipt with it) is replaced before it is believed: first the message n+1 is sent, and pushed from
+then on, then a transaction takes the epoch n+1 to the ledger. A death between the two is found by either message, one
+after them by the second. If somebody received the message n and marked the ledger before that transaction, it is
+refused, and this process was declared dead as ever. An epoch is never sent twice: a send without an answer may have
+left a message that nobody pushes, and the next one supersedes it. A resting ledger has no message; the transaction
+that takes it up has the epoch of the one that is sent next, so that one that could not be taken back counts no more.
+
 *Pulse* (a row of the ledger that is no part of the fence): given by the pusher's thread when the event loop has made
 no transaction for longer than a ``heartbeat_interval``, so that the sweep does not take a blocked worker for a dead
 one either. It costs nothing while the loop runs. A loop that was silent for ``handover_after`` will not come back:
 then the thread stops.
 
-Concurrency: everything but the pusher runs on one event loop; one committer task owns the ledger's etag.
+Concurrency: everything but the pusher runs on one event loop; one committer task owns the ledger's etag. A message is
+replaced by a task of its own, so that a slow transaction does not hold up the sending; it acts only while the message
+that it replaces is the one that counts. The committer learns from the epoch that the ledger has to be told.
 
 A process that falls idle takes its watch message back after ``idle_close_after`` seconds: nothing is open any more.
 Its ledger rests, and is taken up again by the next run; after ``idle_end_after`` seconds it is ended. A process that
@@ -40,18 +52,18 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from resilience.log_context import start_anew
 from resilience.options import EngineSettings
-from resilience.watch_pusher import PusherFactory, ThreadPusher, WatchPusher
+from resilience.watch_pusher import Lost, PusherFactory, ThreadPusher, WatchPusher
 from storage.connection import Storage
 from storage.driver import QueueReceipt
 from storage.errors import NotFound, PreconditionFailed, StorageError, StorageUnavailable
 from storage.expiry import MAX_RESPONSES, StoredResponse
-from storage.ledger import MAX_CHANGES, LedgerEntry, WorkerRecord
+from storage.ledger import MAX_CHANGES, LedgerEntry, WorkerRecord, fitting
 
 _log = logging.getLogger("resilience.worker")
 
@@ -59,6 +71,15 @@ _DISCARD_RETRY_SECONDS = 1.0
 
 _NOTE_INTERVAL = 2.0
 """Seconds between two notes of a busy worker: what is not noted is looked at again should this process die."""
+
+_HEARTBEAT_RETRY = 2.0
+"""Seconds until a heartbeat without an answer is tried again."""
+
+_EPOCH_RETRY = 0.25
+"""Seconds until a transaction that has to tell the ledger a new epoch is tried again: the old message is on its way."""
+
+_WATCH_RETRY = 0.5
+"""Seconds until a watch message that could not be sent in place of another is sent again."""
 
 _NOTED_AT_REST = 20
 """Ended responses that a resting ledger keeps at most; fewer wait for the next run's, or for its end."""
@@ -91,6 +112,10 @@ class _Incarnation:
     """What is over, and still has to be noted for retention."""
     closed: set[str] = field(default_factory=set)
     doubtful: "_Doubt | None" = None
+    epoch: int = 0
+    """That of the message that counts; the ledger may have to be told of it."""
+    newest_epoch: int = 0
+    """The highest that was ever sent, or tried to be."""
     received_own: bool = False
     begun_at: float = 0.0
     idle_since: float = 0.0
@@ -102,6 +127,20 @@ class _Incarnation:
     @property
     def id(self) -> str:
         return self.record.worker_id
+
+    @property
+    def epoch_is_news(self) -> bool:
+        """True while the ledger does not have the epoch of the message that is pushed."""
+        return self.pusher is not None and self.epoch != self.record.epoch
+
+    def opened_for_nobody(self, keys: Iterable[str]) -> None:
+        """Close those that no other opening of the same key needs; what has to be noted first is closed after that."""
+        self.closed |= set(keys) - self.open.keys() - self.unnoted.keys()
+
+    def next_epoch(self) -> int:
+        """An epoch that no message of this ledger ever had."""
+        self.newest_epoch += 1
+        return self.newest_epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +207,15 @@ class Worker:
             now.idle_since = asyncio.get_running_loop().time()
             self._wake.set()
 
-    def own_message_received(self, worker_id: str) -> None:
+    def own_message_received(self, worker_id: str, epoch: int | None) -> None:
         """This process received a watch message of its own: it was held up, not dead, or the message was a double.
 
-        If it was the one that is pushed, the next push is refused, and a new message takes its place.
+        If it was the one that is pushed, the next push is refused, and a new message takes its place. One of another
+        epoch, or of none, is not.
         """
-        if self._now is not None and self._now.id == worker_id:
-            self._now.received_own = True
+        now = self._now
+        if now is not None and now.id == worker_id and now.epoch == epoch:
+            now.received_own = True
 
     async def stop(self) -> None:
         """End this process's liveness: an idle worker leaves nothing, a busy one is found by its watch message."""
@@ -213,7 +254,7 @@ class Worker:
             if now is None:
                 return
             if now.open:
-                due = last_commit + self._settings.heartbeat_interval
+                due = last_commit + self._beat_interval(now)
                 if loop_time() >= due:
                     await self._commit([])
                     last_commit = loop_time()
@@ -233,6 +274,14 @@ class Worker:
                     continue
             await self._sleep_until(due)
 
+    def _beat_interval(self, now: _Incarnation) -> float:
+        """Seconds between two transactions of a busy worker that has nothing to open."""
+        if now.epoch_is_news:
+            return _EPOCH_RETRY
+        if now.doubtful is not None:  # the sweep must not find it old when storage answers again
+            return min(_HEARTBEAT_RETRY, self._settings.heartbeat_interval)
+        return self._settings.heartbeat_interval
+
     async def _sleep_until(self, due: float) -> None:
         self._wake.clear()
         if self._openings:
@@ -244,9 +293,11 @@ class Worker:
             pass
 
     def _take_openings(self) -> list[_Opening]:
-        batch = [opening for opening in self._openings[:MAX_CHANGES] if not opening.done.cancelled()]
-        del self._openings[:MAX_CHANGES]
-        return batch
+        """As many as one transaction takes, by number and by size."""
+        waiting = [opening for opening in self._openings if not opening.done.cancelled()]
+        count = fitting([opening.entry for opening in waiting[:MAX_CHANGES]])
+        self._openings = waiting[count:]
+        return waiting[:count]
 
     async def _commit(self, batch: Sequence[_Opening]) -> None:
         """One transaction of openings and closings; refused ones are made again under a new id."""
@@ -259,16 +310,14 @@ class Worker:
         except asyncio.CancelledError:
             self._fail(batch, StorageUnavailable("This process is stopping."))
             raise
+        if now is None:
+            return
         for opening in batch:
-            assert now is not None
-            if opening.done.cancelled():
-                now.closed.add(opening.entry.key)
-            else:
+            if not opening.done.cancelled():
                 now.open[opening.entry.key] = _responses_in(opening.entry)
                 now.unnoted.pop(opening.entry.key, None)
                 opening.done.set_result(now.id)
-        if now is not None:
-            now.closed -= now.open.keys()  # another opening of a cancelled one's key still needs it
+        now.opened_for_nobody(opening.entry.key for opening in batch)
 
     async def _committed(self, batch: Sequence[_Opening]) -> _Incarnation | None:
         """The incarnation whose ledger has the openings; one that was declared dead meanwhile does not count.
@@ -302,7 +351,9 @@ class Worker:
         idle = [key for key in now.closed if key not in entries]
         closed = frozenset(idle[: MAX_CHANGES - len(entries)])
         try:
-            record = await self._storage.ledger.commit(now.record, list(entries.values()), list(closed))
+            record = await self._storage.ledger.commit(
+                now.record, list(entries.values()), list(closed), epoch=now.epoch
+            )
         except (NotFound, PreconditionFailed):
             self._declared_dead(now)
             return None
@@ -328,7 +379,8 @@ class Worker:
             self._declared_dead(now)
             return False
         if record.revision > now.record.revision:
-            now.closed = (now.closed - doubt.closed) | doubt.opened
+            now.closed -= doubt.closed
+            now.opened_for_nobody(doubt.opened)
         now.record = record
         now.doubtful = None
         return True
@@ -339,29 +391,34 @@ class Worker:
         try:
             record = await self._storage.ledger.begin(worker_id, entries)
             # Not at the same time: a ledger that takes long would let the message become visible before its first push.
-            receipt = await self._storage.watch.send(worker_id, delay=self._settings.watch_visibility)
+            receipt = await self._storage.watch.send(
+                worker_id, delay=self._settings.watch_visibility, epoch=record.epoch
+            )
         except BaseException:
             _background(self._discard(worker_id))
             raise
         begun_at = asyncio.get_running_loop().time()
         self._now = begun = _Incarnation(record, begun_at=begun_at, heard_at=begun_at, awake_at=begun_at)
-        self._watch(begun, receipt)
+        self._watch(begun, receipt, record.epoch)
         return begun
 
-    def _watch(self, now: _Incarnation, receipt: QueueReceipt) -> None:
-        now.pusher = self._new_pusher(now, receipt)
+    def _watch(self, now: _Incarnation, receipt: QueueReceipt, epoch: int) -> None:
+        now.epoch = epoch
+        now.received_own = False
+        now.pusher = self._new_pusher(now, receipt, epoch)
         now.pusher.start()
 
     async def _take_up(self, now: _Incarnation, entries: Mapping[str, LedgerEntry]) -> _Incarnation | None:
         """Open runs in a ledger that rests: durable first, then watched again, and only then answered for."""
+        now.epoch = epoch = now.next_epoch()
         committed = await self._commit_to(now, entries)
         if committed is not None:
             try:
-                receipt = await self._storage.watch.send(now.id, delay=self._settings.watch_visibility)
+                receipt = await self._storage.watch.send(now.id, delay=self._settings.watch_visibility, epoch=epoch)
             except StorageUnavailable:
-                now.closed |= entries.keys()  # refused to their callers
+                now.opened_for_nobody(entries)  # refused to their callers
                 raise
-            self._watch(now, receipt)
+            self._watch(now, receipt, epoch)
         return committed
 
     async def _rest(self, now: _Incarnation) -> None:
@@ -376,7 +433,7 @@ class Worker:
         except StorageError as error:
             _log.info("watch message of idle worker %s left to be received: %s", now.id, error)
 
-    def _new_pusher(self, now: _Incarnation, receipt: QueueReceipt) -> WatchPusher:
+    def _new_pusher(self, now: _Incarnation, receipt: QueueReceipt, epoch: int) -> WatchPusher:
         loop = asyncio.get_running_loop()
 
         def push(newest: QueueReceipt, visibility: float) -> QueueReceipt:
@@ -386,13 +443,13 @@ class Worker:
             self._give_pulse(now, loop.time)
             return pushed
 
-        def refused() -> None:
+        def lost(how: Lost) -> None:
             try:
-                loop.call_soon_threadsafe(self._refused, now.id)
+                loop.call_soon_threadsafe(self._watch_lost, now, epoch, how)
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 return
 
-        return self._pusher(push, receipt, self._settings, refused)
+        return self._pusher(push, receipt, self._settings, lost)
 
     def _give_pulse(self, now: _Incarnation, clock: Callable[[], float]) -> None:
         """In the pusher's thread: say that the process lives, if its event loop has not said so for too long."""
@@ -416,25 +473,39 @@ class Worker:
                 _log.warning("the unused ledger of %s is left for adoption: %s", worker_id, error)
                 return
 
-    def _refused(self, worker_id: str) -> None:
-        now = self._now
-        if now is None or now.id != worker_id:
+    def _watch_lost(self, now: _Incarnation, epoch: int, how: Lost) -> None:
+        if not self._is_watched_by(now, epoch):
             return
-        if now.received_own:
+        if how is Lost.SUPERSEDED or now.received_own:
             now.received_own = False
-            _background(self._watch_anew(now))
+            _background(self._watch_anew(now, epoch))
         else:
             self._declared_dead(now)
 
-    async def _watch_anew(self, now: _Incarnation) -> None:
-        """Replace the watch message that this process received itself."""
-        try:
-            receipt = await self._storage.watch.send(now.id, delay=self._settings.watch_visibility)
-        except StorageError:
-            self._declared_dead(now)
+    def _is_watched_by(self, now: _Incarnation, epoch: int) -> bool:
+        """False where that message is no longer the one that counts, or none has to be."""
+        return self._now is now and now.epoch == epoch and now.pusher is not None
+
+    async def _watch_anew(self, now: _Incarnation, epoch: int) -> None:
+        """Send a message in the place of the one that nobody can push; the committer then tells the ledger."""
+        while self._is_watched_by(now, epoch):
+            replacement = now.next_epoch()
+            try:
+                receipt = await self._storage.watch.send(
+                    now.id, delay=self._settings.watch_visibility, epoch=replacement
+                )
+            except StorageUnavailable as error:
+                _log.warning("worker %s is not watched at this moment: %s", now.id, error)
+                await asyncio.sleep(_WATCH_RETRY)
+                continue
+            except StorageError:
+                self._declared_dead(now)
+                return
+            if self._is_watched_by(now, epoch):
+                _log.info("the watch message of worker %s was replaced", now.id)
+                self._watch(now, receipt, replacement)
+                self._wake.set()
             return
-        if self._now is now and now.open:
-            self._watch(now, receipt)
 
     def _declared_dead(self, now: _Incarnation) -> None:
         _log.warning("worker %s was declared dead by another; its %d runs are no longer its own", now.id, len(now.open))
@@ -451,7 +522,7 @@ class Worker:
         try:
             for start in range(0, len(responses), MAX_RESPONSES):
                 await self._storage.expiry.note(self._now_unix(), responses[start : start + MAX_RESPONSES])
-        except StorageUnavailable as error:
+        except StorageError as error:
             _log.warning("%d ended responses are noted later: %s", len(responses), error)
             return
         for key in keys:

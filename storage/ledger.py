@@ -1,6 +1,7 @@
 """The ledger of a worker: what it has open, readable by whoever finds it dead.
 
-Format: table `workers`, partition = worker id: a row `worker` (state, revision), a row `pulse`, and one row per entry.
+Format: table `workers`, partition = worker id: a row `worker` (state, revision, epoch), a row `pulse`, and one row per
+entry. The epoch is that of the watch message that counts, 0 where there is none; it never becomes less.
 The service's timestamp of the row `worker` is the heartbeat; that of `pulse` is a second one, for a worker whose event
 loop cannot make transactions: it is no part of the fence, and is there exactly as long as `worker` is.
 Concurrency: the etag of the row `worker` is the fence. Every change of the ledger is one transaction that also changes
@@ -9,8 +10,9 @@ refuses as well. A worker writes its ledger one transaction at a time. As with r
 mark, and a refusal is checked against it: `PreconditionFailed`, `NotFound` and `AlreadyExists` are final.
 """
 
+import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
@@ -35,6 +37,11 @@ PULSE_ROW = "pulse"
 _OWN_ROWS = (WORKER_ROW, PULSE_ROW)
 #: Entries that one transaction can open or close beside the ledger's own rows.
 MAX_CHANGES = MAX_OPERATIONS - len(_OWN_ROWS)
+#: Bytes of entries that one transaction opens at most, as sent. The service takes 4 MiB in all; with what it closes, a
+#: transaction stays below the 1 MiB from which on writing a body holds up the event loop.
+MAX_OPENED_BYTES = 896 * 1024
+#: What an operation is sent with beside the values: its address, headers, names and types of properties.
+OPERATION_BYTES = 1024
 #: Data of an entry is kept apart from the columns of the ledger itself.
 DATA_PREFIX = "d_"
 #: Adopters may wipe the same ledger at once; each of them starts again this often.
@@ -61,6 +68,7 @@ class WorkerRecord:
     revision: int
     etag: str
     heartbeat: datetime | None = None
+    epoch: int = 0
 
 
 class WorkerLedgers:
@@ -76,7 +84,7 @@ class WorkerLedgers:
         _check_size(len(opened))
         mark = uuid.uuid4().hex
         operations: list[TableOperation] = [
-            Insert(worker_id, WORKER_ROW, {"v": 1, "state": "open", "revision": 1, "mark": mark}),
+            Insert(worker_id, WORKER_ROW, {"v": 1, "state": "open", "revision": 1, "epoch": 0, "mark": mark}),
             Insert(worker_id, PULSE_ROW, {"v": 1}),
         ]
         operations += [Insert(worker_id, entry.key, _properties(entry)) for entry in opened]
@@ -90,19 +98,26 @@ class WorkerLedgers:
         return WorkerRecord(worker_id, "open", 1, etags[0])
 
     async def commit(
-        self, record: WorkerRecord, opened: Sequence[LedgerEntry], closed_keys: Sequence[str]
+        self,
+        record: WorkerRecord,
+        opened: Sequence[LedgerEntry],
+        closed_keys: Sequence[str],
+        *,
+        epoch: int | None = None,
     ) -> WorkerRecord:
         """Open entries (over any of the same key), close others and beat the heart, in one transaction.
+
+        With `epoch`, the watch messages of lower ones are superseded by it; the one that counts must have been sent.
 
         At most `MAX_CHANGES` together, no key twice, and only entries that are there can be closed. Both
         `PreconditionFailed` and `NotFound` say that this worker was declared dead.
         """
         _check_size(len(opened) + len(closed_keys))
         mark = uuid.uuid4().hex
-        revision = record.revision + 1
-        operations: list[TableOperation] = [
-            Update(record.worker_id, WORKER_ROW, {"revision": revision, "mark": mark}, record.etag, merge=True)
-        ]
+        epoch = record.epoch if epoch is None else epoch
+        after = replace(record, revision=record.revision + 1, epoch=epoch, heartbeat=None)
+        changes: dict[str, Value | None] = {"revision": after.revision, "epoch": epoch, "mark": mark}
+        operations: list[TableOperation] = [Update(record.worker_id, WORKER_ROW, changes, record.etag, merge=True)]
         operations += [Upsert(record.worker_id, entry.key, _properties(entry)) for entry in opened]
         operations += [Delete(record.worker_id, key) for key in closed_keys]
         try:
@@ -111,8 +126,8 @@ class WorkerLedgers:
             etag = await self._confirmed(record.worker_id, mark)
             if not etag:
                 raise
-            return WorkerRecord(record.worker_id, "open", revision, etag)
-        return WorkerRecord(record.worker_id, "open", revision, etags[0])
+            return replace(after, etag=etag)
+        return replace(after, etag=etags[0])
 
     async def end(self, record: WorkerRecord, closed_keys: Sequence[str]) -> None:
         """Close the ledger: the row `worker` and these last entries (as far as they fit) go in one transaction.
@@ -157,13 +172,19 @@ class WorkerLedgers:
         found = await self._rows(Operation.LEDGER_ENTRIES, worker_id)
         return [_entry(entity) for entity in found if entity.row_key not in _OWN_ROWS]
 
-    async def wipe(self, worker_id: str) -> None:
-        """Delete the whole partition, the row `worker` last; what is gone already is fine."""
+    async def wipe(self, worker_id: str, *, keep: Collection[str] = ()) -> None:
+        """Delete the whole partition, the row `worker` last; what is gone already is fine.
+
+        With entries to `keep`, the ledger's own rows stay as well.
+        """
+        kept = {*keep, *_OWN_ROWS} if keep else set()
         for _ in range(WIPE_ROUNDS):
             found = await self._rows(Operation.LEDGER_ENTRIES, worker_id)
-            if not found:
+            keys = sorted(
+                (each.row_key for each in found if each.row_key not in kept), key=lambda key: key == WORKER_ROW
+            )
+            if not keys:
                 return
-            keys = sorted((entity.row_key for entity in found), key=lambda key: key == WORKER_ROW)
             try:
                 for start in range(0, len(keys), MAX_OPERATIONS):
                     operations = [Delete(worker_id, key) for key in keys[start : start + MAX_OPERATIONS]]
@@ -181,14 +202,21 @@ class WorkerLedgers:
         operation = Update(worker_id, PULSE_ROW, {"mark": uuid.uuid4().hex}, "*", merge=True)
         self._seam.run_blocking(Operation.LEDGER_PULSE, lambda: self._driver.update_entity_blocking(WORKERS, operation))
 
-    async def stale(self, before: datetime) -> list[WorkerRecord]:
-        """Workers whose ledger last changed before that time of the service's clock: dead, or without a pulse since."""
-        call = self._driver.query_entities(WORKERS, row_key=WORKER_ROW, timestamp_before=before)
-        found = [_record(entity) for entity in await self._seam.run(Operation.LEDGER_STALE, call)]
-        return [record for record in found if record.state == "dead" or not await self._pulsed(record, before)]
+    async def stale(self, before: datetime) -> list[str]:
+        """Workers whose ledger last changed before that time of the service's clock: dead, or without a pulse since.
 
-    async def _pulsed(self, record: WorkerRecord, since: datetime) -> bool:
-        call = self._driver.get_entity(WORKERS, record.worker_id, PULSE_ROW)
+        Their ids only: a row that cannot be read is in nobody's way until it is read by itself.
+        """
+        call = self._driver.query_entities(WORKERS, row_key=WORKER_ROW, timestamp_before=before)
+        found = await self._seam.run(Operation.LEDGER_STALE, call)
+        return [
+            entity.partition_key
+            for entity in found
+            if _state(entity) == "dead" or not await self._pulsed(entity.partition_key, before)
+        ]
+
+    async def _pulsed(self, worker_id: str, since: datetime) -> bool:
+        call = self._driver.get_entity(WORKERS, worker_id, PULSE_ROW)
         try:
             pulse = await self._seam.run(Operation.LEDGER_READ, call)
         except NotFound:
@@ -210,6 +238,23 @@ class WorkerLedgers:
         except NotFound:
             return ""
         return entity.etag if entity.properties.get("mark") == mark else ""
+
+
+def fitting(entries: Sequence[LedgerEntry]) -> int:
+    """How many of these, from the first on, one transaction opens; at least one."""
+    room = MAX_OPENED_BYTES
+    for count, entry in enumerate(entries[:MAX_CHANGES]):
+        room -= OPERATION_BYTES + sum(map(_bytes_sent, entry.data.values()))
+        if room < 0:
+            return max(count, 1)
+    return min(len(entries), MAX_CHANGES)
+
+
+def _bytes_sent(value: Value) -> int:
+    """A value's bytes in the request: base64 for bytes, escaped for text."""
+    if isinstance(value, bytes):
+        return 4 * -(-len(value) // 3)
+    return len(json.dumps(value)) if isinstance(value, str) else 0
 
 
 def _check_size(changes: int) -> None:
@@ -234,8 +279,11 @@ def _data(entity: Entity) -> Iterable[tuple[str, Value]]:
 
 
 def _record(entity: Entity) -> WorkerRecord:
-    revision = entity.properties.get("revision")
-    if not isinstance(revision, int):
-        raise MalformedRecord(f"The ledger of {entity.partition_key} has no usable revision.")
-    state: WorkerState = "open" if entity.properties.get("state") == "open" else "dead"
-    return WorkerRecord(entity.partition_key, state, revision, entity.etag, entity.timestamp)
+    revision, epoch = entity.properties.get("revision"), entity.properties.get("epoch", 0)
+    if not isinstance(revision, int) or not isinstance(epoch, int):
+        raise MalformedRecord(f"The ledger of {entity.partition_key} has no usable revision or epoch.")
+    return WorkerRecord(entity.partition_key, _state(entity), revision, entity.etag, entity.timestamp, epoch)
+
+
+def _state(entity: Entity) -> WorkerState:
+    return "open" if entity.properties.get("state") == "open" else "dead"

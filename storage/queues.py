@@ -10,6 +10,7 @@ are superseded. A message without an epoch (of a process that knew none, or of s
 its message) always counts.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from storage.driver import WATCH_QUEUE, WORK_QUEUE, QueueReceipt, StorageDriver
 from storage.seam import Operation, Seam
 
 MESSAGE_VERSION = 1
+
+_NAME = re.compile(r"[^/\\#?\x00-\x1f\x7f-\x9f]{1,256}")
 
 
 class MalformedMessage(ValueError):
@@ -73,7 +76,8 @@ def _fields(text: str, *names: str) -> dict[str, Any]:
         raise MalformedMessage(text) from error
     if not isinstance(message, dict) or message.get("v") != MESSAGE_VERSION:
         raise MalformedMessage(text)
-    if not all(isinstance(message.get(name), str) and message[name] for name in names):
+    # They become keys of rows, which storage would refuse again and again.
+    if not all(isinstance(message.get(name), str) and _NAME.fullmatch(message[name]) for name in names):
         raise MalformedMessage(text)
     return message
 

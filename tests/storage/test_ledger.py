@@ -5,8 +5,8 @@ import pytest
 
 from storage.connection import Storage
 from storage.driver import Insert, StorageDriver
-from storage.errors import AlreadyExists, NotFound, PreconditionFailed
-from storage.ledger import MAX_CHANGES, LedgerEntry, WorkerRecord
+from storage.errors import AlreadyExists, MalformedRecord, NotFound, PreconditionFailed
+from storage.ledger import MAX_CHANGES, MAX_OPENED_BYTES, LedgerEntry, WorkerRecord, fitting
 from tests.storage.conftest import Account
 
 
@@ -42,6 +42,44 @@ async def test_commit_opens_replaces_and_closes_in_one_call(storage: Storage) ->
     record = await storage.ledger.commit(record, [], [])
     read = await storage.ledger.read("w1")
     assert (read.revision, read.etag) == (3, record.etag)
+
+
+async def test_a_commit_tells_a_new_epoch_and_others_keep_it(storage: Storage) -> None:
+    record = await storage.ledger.begin("w1", [])
+    assert (record.epoch, (await storage.ledger.read("w1")).epoch) == (0, 0)
+    record = await storage.ledger.commit(record, [run("a")], [], epoch=3)
+    assert (record.epoch, (await storage.ledger.read("w1")).epoch) == (3, 3)
+    record = await storage.ledger.commit(record, [], ["run-a"])
+    assert (record.epoch, (await storage.ledger.read("w1")).epoch) == (3, 3)
+    dead = await storage.ledger.mark_dead(await storage.ledger.read("w1"))
+    assert (dead.epoch, (await storage.ledger.read("w1")).epoch) == (3, 3)
+
+
+async def test_after_mark_dead_no_epoch_can_be_told(storage: Storage) -> None:
+    record = await storage.ledger.begin("w1", [])
+    await storage.ledger.mark_dead(record)
+    with pytest.raises(PreconditionFailed):
+        await storage.ledger.commit(record, [], [], epoch=1)
+    assert (await storage.ledger.read("w1")).epoch == 0
+
+
+async def test_a_ledger_of_an_earlier_version_has_epoch_zero(storage: Storage, driver: StorageDriver) -> None:
+    await driver.insert_entity("workers", Insert("w1", "worker", {"v": 1, "state": "open", "revision": 4}))
+    record = await storage.ledger.read("w1")
+    assert (record.epoch, record.revision) == (0, 4)
+    assert (await storage.ledger.commit(record, [], [], epoch=1)).epoch == 1
+
+
+@pytest.mark.parametrize("changes", [{"revision": "many"}, {"revision": 1, "epoch": "late"}])
+async def test_a_row_that_cannot_be_read_is_told_by_itself_and_hides_no_other(
+    account: Account, changes: dict[str, str | int]
+) -> None:
+    ledger = account.storage.ledger
+    await account.driver.insert_entity("workers", Insert("damaged", "worker", {"v": 1, "state": "open", **changes}))
+    await ledger.begin("w1", [])
+    assert await ledger.stale(await ledger.service_time() + timedelta(seconds=60)) == ["damaged", "w1"]
+    with pytest.raises(MalformedRecord):
+        await ledger.read("damaged")
 
 
 async def test_a_heartbeat_moves_the_timestamp(account: Account) -> None:
@@ -165,6 +203,38 @@ async def test_wipe_removes_everything_and_can_be_repeated(storage: Storage, dri
     await storage.ledger.commit(other, [], ["run-a"])
 
 
+async def test_wipe_keeps_what_it_is_told_and_the_ledger_with_it(storage: Storage) -> None:
+    await storage.ledger.mark_dead(await storage.ledger.begin("w1", [run("a"), run("b"), run("c")]))
+    await storage.ledger.wipe("w1", keep=["run-b"])
+    assert await storage.ledger.entries("w1") == [run("b")]
+    assert (await storage.ledger.read("w1")).state == "dead"
+    await storage.ledger.wipe("w1", keep=["run-b"])
+    await storage.ledger.wipe("w1")
+    assert await storage.driver.query_entities("workers", partition_key="w1") == []
+
+
+async def test_what_fits_by_size_is_taken_by_the_service(storage: Storage) -> None:
+    """As many as there can be, each as large as it can be."""
+    entries = [LedgerEntry(f"run-{number:03}", "run", {"record": b"\xff" * 32_768}) for number in range(MAX_CHANGES)]
+    count = fitting(entries)
+    assert 16 <= count < MAX_CHANGES
+    small = [run(f"small-{number:03}") for number in range(MAX_CHANGES - count)]
+    record = await storage.ledger.begin("w1", small)
+    await storage.ledger.commit(record, entries[:count], [entry.key for entry in small])
+    assert len(await storage.ledger.entries("w1")) == count
+
+
+def test_what_fits_goes_by_what_is_sent() -> None:
+    small = [run(str(number)) for number in range(200)]
+    assert fitting(small) == MAX_CHANGES
+    assert fitting(small[:5]) == 5
+    assert fitting([]) == 0
+    text = LedgerEntry("run-a", "run", {"text": "\u20ac" * (MAX_OPENED_BYTES // 12)})
+    assert fitting([text, text, text]) == 1
+    huge = LedgerEntry("run-b", "run", {"record": b"x" * MAX_OPENED_BYTES})
+    assert fitting([huge, huge]) == 1
+
+
 async def test_wipe_deletes_the_worker_row_last(storage: Storage) -> None:
     record = await storage.ledger.begin("w1", [run(f"{number:03}") for number in range(MAX_CHANGES)])
     # Sorts behind "worker", so that order by key would not do.
@@ -202,10 +272,7 @@ async def test_stale_finds_ledgers_by_the_service_clock(account: Account) -> Non
 
     heartbeat = (await account.after(2, later)).heartbeat
     assert heartbeat is not None
-    stale = await ledger.stale(heartbeat - timedelta(milliseconds=10))
-    assert [(record.worker_id, record.state) for record in stale] == [("marked", "dead"), ("silent", "open")]
-    # What was found can be declared dead: it carries the etag.
-    assert (await ledger.mark_dead(stale[1])).state == "dead"
+    assert await ledger.stale(heartbeat - timedelta(milliseconds=10)) == ["marked", "silent"]
 
 
 async def test_a_pulse_keeps_a_silent_ledger_from_being_stale(account: Account) -> None:
@@ -223,8 +290,7 @@ async def test_a_pulse_keeps_a_silent_ledger_from_being_stale(account: Account) 
         return pulse if pulse > silent + timedelta(milliseconds=100) else None
 
     pulse = await account.after(2, later)
-    stale = await ledger.stale(pulse - timedelta(milliseconds=10))
-    assert [record.worker_id for record in stale] == ["marked", "silent"]
+    assert await ledger.stale(pulse - timedelta(milliseconds=10)) == ["marked", "silent"]
     # It is no part of the fence.
     assert await ledger.entries("blocked") == [run("a")]
     await ledger.end(await ledger.commit(blocked, [], []), ["run-a"])
@@ -248,4 +314,4 @@ async def test_service_time_is_the_clock_of_the_timestamps(account: Account) -> 
     assert heartbeat is not None
     assert abs(time - heartbeat) < timedelta(seconds=5)
     assert await ledger.stale(time - timedelta(seconds=60)) == []
-    assert [record.worker_id for record in await ledger.stale(time + timedelta(seconds=60))] == ["w1"]
+    assert await ledger.stale(time + timedelta(seconds=60)) == ["w1"]

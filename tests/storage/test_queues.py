@@ -81,6 +81,27 @@ async def test_every_push_gives_a_new_receipt_and_spends_the_old(storage: Storag
     assert parse_watch((await received(driver, WATCH_QUEUE)).text) == WatchMessage("w1")
 
 
+async def test_a_watch_message_keeps_its_epoch_however_often_it_is_pushed(
+    storage: Storage, driver: StorageDriver
+) -> None:
+    receipt = await storage.watch.send("w1", delay=30, epoch=7)
+    receipt = await asyncio.to_thread(storage.watch.push_blocking, receipt, 0)
+    message = await received(driver, WATCH_QUEUE)
+    assert message.text == '{"v":1,"worker":"w1","epoch":7}'
+    assert parse_watch(message.text) == WatchMessage("w1", 7)
+
+
+async def test_a_push_by_the_receipt_before_the_last_is_refused(storage: Storage, driver: StorageDriver) -> None:
+    """What a lost reply to a push leads to."""
+    first = await storage.watch.send("w1", delay=30)
+    last = await asyncio.to_thread(storage.watch.push_blocking, first, 30)
+    with pytest.raises((PreconditionFailed, NotFound)):
+        await asyncio.to_thread(storage.watch.push_blocking, first, 30)
+    with pytest.raises((PreconditionFailed, NotFound)):
+        await storage.watch.delete(first)
+    await storage.watch.delete(last)
+
+
 async def test_a_watch_message_is_pushed_forward_from_a_thread(account: Account) -> None:
     watch = account.storage.watch
     receipt = await watch.send("w1", delay=2)
@@ -157,6 +178,8 @@ async def test_texts_of_others_are_given_as_they_are(driver: StorageDriver) -> N
         '{"v":1,"tenant":"t"}',
         '{"v":1,"tenant":"t","id":3}',
         '{"v":1,"tenant":"","id":"i"}',
+        '{"v":1,"tenant":"t/u","id":"i"}',
+        f'{{"v":1,"tenant":"{"t" * 48_000}","id":"i"}}',
     ],
 )
 def test_a_malformed_start_message_is_told(text: str) -> None:
@@ -165,7 +188,20 @@ def test_a_malformed_start_message_is_told(text: str) -> None:
     assert caught.value.text == text
 
 
-@pytest.mark.parametrize("text", ["", "null", '{"v":1}', '{"worker":"w"}', '{"v":1,"worker":null}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        '{"v":1}',
+        '{"worker":"w"}',
+        '{"v":1,"worker":null}',
+        '{"v":1,"worker":"w","epoch":"1"}',
+        '{"v":1,"worker":"w","epoch":true}',
+        '{"v":1,"worker":"w#"}',
+        f'{{"v":1,"worker":"{"w" * 40_000}"}}',
+    ],
+)
 def test_a_malformed_watch_message_is_told(text: str) -> None:
     with pytest.raises(MalformedMessage):
         parse_watch(text)
@@ -173,3 +209,8 @@ def test_a_malformed_watch_message_is_told(text: str) -> None:
 
 def test_fields_of_later_versions_are_ignored() -> None:
     assert parse_watch('{"v":1,"worker":"w","since":1}') == WatchMessage("w")
+
+
+def test_a_watch_message_of_an_earlier_version_has_no_epoch() -> None:
+    assert parse_watch('{"v":1,"worker":"w"}').epoch is None
+    assert parse_watch('{"v":1,"worker":"w","epoch":0}').epoch == 0
