@@ -9,7 +9,10 @@ from azure.core.exceptions import AzureError, HttpResponseError
 from storage.errors import NotFound, StorageError, StorageRejected, StorageUnavailable
 
 #: Statuses that say nothing about the request, only about the moment. 5xx are besides.
-TRANSIENT = frozenset({401, 403, 408, 429})
+TRANSIENT = frozenset({408, 429})
+
+#: A role that is given or taken, a firewall that changes: nothing may be given up for that either.
+NOT_ALLOWED = frozenset({401, 403})
 
 #: What an SDK call can end with. Raw transport errors come out of reading a body.
 DRIVER_ERRORS = (AzureError, aiohttp.ClientError, asyncio.TimeoutError, OSError)
@@ -29,6 +32,8 @@ def translated(error: BaseException, statuses: Statuses) -> StorageError:
     status = status_of(error)
     if status is not None and status in statuses:
         return statuses[status]()
+    if status in NOT_ALLOWED:
+        return StorageUnavailable(f"Storage does not allow it ({status}): a role, a key or a firewall.")
     # An error with a status of success is an answer that could not be read.
     if status is None or status < 400 or status >= 500 or status in TRANSIENT:
         return StorageUnavailable()

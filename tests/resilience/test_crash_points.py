@@ -1,6 +1,7 @@
 """A real host killed at a named point, before it and after it: nothing that was promised is lost (R1, R4-R7).
 
-`make crash-points` goes through every point in every mode that leads to it; the suite takes some of each kind.
+`make crash-points` goes through every point in every mode that leads to it, several processes at a time; the suite
+takes some of each kind.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from api.process import Process
 from resilience.crash_points import HANDLER_POINTS, POINTS, SETTING, CrashAt, UnknownCrashPoint
 from storage.seam import Operation
 from tests.support.azurite import AzuriteServer
-from tests.support.crash_cases import ALL, PASSED, Case, every_case
+from tests.support.crash_cases import ALL, Case, every_case
 
 EVERY = os.environ.get("CRASH_POINTS") == "every"
 AT_ONCE = 3
@@ -43,6 +44,7 @@ CHOSEN = [
     Case("taking over", "ledger.mark_dead:after"),
     Case("taking over", "log.break:after"),
     Case("leaving", "log.release:before"),
+    Case("running", "row.replace:after", 2, "background"),
     Case("accepting", "row.replace:after", 2, "steer"),
     Case("running", "chain.replace:before", mode="steer and cancel"),
 ]
@@ -71,15 +73,10 @@ async def test_a_host_killed_at_a_named_point_loses_nothing(azurite: AzuriteServ
 
 if EVERY:
 
-    @pytest.mark.timeout(300)
-    @pytest.mark.parametrize("way", PASSED)
-    @pytest.mark.parametrize("group", range(32))
-    async def test_a_host_killed_at_every_named_point_loses_nothing(
-        way: str, group: int, azurite: AzuriteServer
-    ) -> None:
-        cases = [case for case in every_case() if case.way == way][group::32]
-        wrong = await _play(cases, azurite)
-        assert not wrong, "\n\n".join(wrong)
+    @pytest.mark.timeout(400)
+    @pytest.mark.parametrize("case", every_case(), ids=str)
+    async def test_a_host_killed_at_every_named_point_loses_nothing(case: Case, azurite: AzuriteServer) -> None:
+        await case.play(azurite)
 
 
 def test_no_point_is_left_out() -> None:

@@ -120,6 +120,9 @@ CALLS: dict[str, Call] = {
     "get_entity": lambda s: s.driver.get_entity("responses", "p", "r"),
     "insert_entity": lambda s: s.driver.insert_entity("responses", Insert("p", "r", {})),
     "update_entity": lambda s: s.driver.update_entity("responses", Update("p", "r", {}, "e")),
+    "update_entity_blocking": lambda s: asyncio.to_thread(
+        s.driver.update_entity_blocking, "responses", Update("p", "r", {}, "e")
+    ),
     "delete_entity": lambda s: s.driver.delete_entity("responses", Delete("p", "r", "e")),
     "transact": lambda s: s.driver.transact("responses", [Insert("p", "r", {})]),
     "query_entities": lambda s: s.driver.query_entities("responses", partition_key="p"),
@@ -146,6 +149,7 @@ MEANINGS: dict[str, dict[int, type[StorageError] | None]] = {
     "delete_blob": {409: LeaseHeld, 412: LeaseHeld},
     "insert_entity": {409: AlreadyExists, 412: PreconditionFailed},
     "update_entity": {409: PreconditionFailed, 412: PreconditionFailed},
+    "update_entity_blocking": {409: PreconditionFailed, 412: PreconditionFailed},
     "delete_entity": {409: PreconditionFailed, 412: PreconditionFailed},
     "transact": {409: AlreadyExists, 412: PreconditionFailed},
     "update_message": {400: PreconditionFailed},
@@ -158,7 +162,8 @@ MEANINGS: dict[str, dict[int, type[StorageError] | None]] = {
 async def test_the_status_alone_decides_the_error(name: str) -> None:
     async with answering_storage(400) as (storage, server):
         for status in (304, 400, 401, 403, 404, 409, 412, 413, 416, 429):
-            default: dict[int, type[StorageError]] = {304: StorageUnavailable, 404: NotFound, 429: StorageUnavailable}
+            default: dict[int, type[StorageError]] = {404: NotFound}
+            default |= dict.fromkeys((304, 401, 403, 429), StorageUnavailable)
             expected = MEANINGS.get(name, {}).get(status, default.get(status, StorageRejected))
             server.status = status
             if expected is None:
@@ -182,7 +187,7 @@ async def test_transient_answers_are_tried_again_a_few_times(name: str, status: 
         assert time.monotonic() - began < 5
         assert caught.value.__cause__ is not None
         assert 1 <= server.requests <= 3
-        if name == "update_message_blocking":
+        if name.endswith("_blocking"):
             assert server.requests == 1
 
 
