@@ -2,9 +2,12 @@
 
 The frame is built from the stored snapshot, so it does not matter who writes it: the runner that meets the finished
 row, the canceller of a run that nobody owns, or the process of a reader that waits for the end. Lease and append
-position let one of them through.
+position let one of them through. Several at once break one another's leases; each waits longer after every time, and
+not as long as the others.
 """
 
+import asyncio
+import random
 import uuid
 
 from protocol import jsonio
@@ -15,6 +18,9 @@ from storage.connection import Storage
 from storage.errors import LeaseHeld, NotFound, PreconditionFailed
 from storage.rows import ResponseRow
 
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 5.0
+
 
 async def complete_log(storage: Storage, row: ResponseRow) -> None:
     """Make the log of a terminal row end with its terminal frame; a log that does is left alone."""
@@ -22,6 +28,7 @@ async def complete_log(storage: Storage, row: ResponseRow) -> None:
         return
     name = row.segments[-1].name
     lease_id = str(uuid.uuid4())
+    pause = _FIRST_PAUSE
     try:
         while not (await read_log_end(storage.log, row)).closed:
             try:
@@ -29,7 +36,9 @@ async def complete_log(storage: Storage, row: ResponseRow) -> None:
                 await storage.log.acquire(name, lease_id)
                 await _append_terminal(storage, row, lease_id)
             except (LeaseHeld, PreconditionFailed):
-                continue  # another repairs it at this moment: look again
+                # Another repairs it at this moment: look again, when it is likely to be done.
+                await asyncio.sleep(random.uniform(0, pause))
+                pause = min(pause * 2, _LONGEST_PAUSE)
     except NotFound:
         return  # deleted meanwhile
 

@@ -45,7 +45,15 @@ from resilience.options import EngineSettings
 from resilience.retry import patiently
 from storage.chains import CHAIN_ROW, ChainRow, own_chain_key
 from storage.connection import Storage
-from storage.errors import AlreadyExists, ChainMoved, LeaseHeld, NotFound, PreconditionFailed, StorageUnavailable
+from storage.errors import (
+    AlreadyExists,
+    ChainMoved,
+    LeaseHeld,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+    StorageUnavailable,
+)
 from storage.log import segment_name
 from storage.payloads import StoredPayload
 from storage.rows import ResponseRow, Segment
@@ -323,6 +331,7 @@ class Ownership:
         self.log_closed = end.closed
         self.chain = chain
         """The chain as this owner last saw it."""
+        self._superseded: StoredPayload | None = None
         self._writing = asyncio.Lock()  # a write begins from the etag of the one before it
         self.is_recovery = recovery
         """True if a handler may have been entered for this response before."""
@@ -385,8 +394,19 @@ class Ownership:
         self.blocks = 0
 
     async def checkpoint(self, snapshot: bytes) -> None:
-        """Persist a snapshot to resume from (R11): the old one or the new one is found, never a mixture."""
+        """Persist a snapshot to resume from (R11): the old one or the new one is found, never a mixture.
+
+        Growing snapshots must not add up, so the one before the last is deleted; whoever has just read the row still
+        finds the last.
+        """
+        last = self.row.snapshot
         await self._write(snapshot=await self._put("snapshot", snapshot))
+        unneeded, self._superseded = self._superseded, last
+        if unneeded is not None:
+            try:
+                await self._storage.payloads.delete(unneeded)
+            except StorageError as error:  # it goes with the response
+                _log.info("response %s: a superseded snapshot is left: %s", self.row.id, error)
 
     async def read_chain(self) -> ChainRow:
         """The chain of this response, read if this owner did not yet."""

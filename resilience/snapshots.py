@@ -9,6 +9,7 @@ from resilience.placement import partition_key, tenant_of
 from resilience.record import RequestRecord
 from resilience.rows import is_unseen
 from resilience.runtime import Runtime
+from storage.errors import NotFound
 from storage.rows import ResponseRow
 
 
@@ -41,6 +42,12 @@ async def snapshot_of(runtime: Runtime, row: ResponseRow) -> dict[str, Any]:
     if row.snapshot is None:
         record = await record_of(runtime, row)
         return record.snapshot(runtime.app.options.default_model, row.status)
-    snapshot: dict[str, Any] = jsonio.loads(await runtime.storage.payloads.get(row.snapshot))
+    try:
+        snapshot: dict[str, Any] = jsonio.loads(await runtime.storage.payloads.get(row.snapshot))
+    except NotFound:
+        now = await read_row(runtime.storage, row.partition_key, row.id)
+        if now is None or now.snapshot == row.snapshot:
+            raise
+        return await snapshot_of(runtime, now)  # checkpoints went on since the row was read
     # A checkpoint was taken in progress; the row alone knows the status.
     return {**snapshot, "status": row.status}

@@ -44,6 +44,14 @@ class Payloads:
             raise MalformedRecord("A payload has neither bytes nor a blob.")
         return await self._seam.run(Operation.PAYLOAD_GET, self._driver.download_blob(PAYLOADS, stored.blob))
 
+    async def delete(self, stored: StoredPayload) -> None:
+        """Delete bytes that no row points to any more; what is gone already is fine."""
+        if stored.blob is not None:
+            try:
+                await self._seam.run(Operation.PAYLOAD_DELETE, self._driver.delete_blob(PAYLOADS, stored.blob))
+            except NotFound:
+                return
+
     async def delete_all(self, partition: str, response_id: str) -> None:
         """Delete every payload blob of a response; what is gone already is fine."""
         call = self._driver.list_blobs(PAYLOADS, f"{partition}/{response_id}/")
