@@ -4,10 +4,11 @@ Hypothesis looks for the shortest story after which a response is not what its c
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections import Counter, defaultdict
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -23,13 +24,17 @@ from hypothesis.stateful import (
 
 from protocol.errors import ApiError
 from protocol.events import TERMINAL
+from resilience.dispatch import Disposition
 from resilience.options import ResponsesServerOptions
+from storage.driver import WATCH_QUEUE
 from storage.errors import StorageError, StorageUnavailable
+from storage.memory import MemoryDriver
 from storage.rows import ResponseRow
 from storage.seam import Fault, FaultKind, InjectedFault, Operation
 from tests.chaos.tellers import CUT_SHORT, TEXTS, WORDS, Tellers
 from tests.support.engines import (
     PRINCIPAL,
+    Entry,
     Fleet,
     Host,
     HostGone,
@@ -38,9 +43,11 @@ from tests.support.engines import (
     fleet,
     start_message,
 )
-from tests.support.handlers import entry_of, text_of
-from tests.support.invariants import assert_chain, check_nothing_left, check_response
+from tests.support.handlers import text_of
+from tests.support.invariants import View, assert_chain, check_nothing_left, check_response
 from tests.support.virtual_time import VirtualTimeLoop
+
+type Json = dict[str, Any]
 
 HOSTS = 3
 CONVERSATIONS = ["one", "two"]
@@ -54,9 +61,14 @@ MOMENTS = [0.0, 0.05, 0.5, 2.0, 2.0, 7.0, 40.0]
 CALL_SECONDS = 60.0
 """How long a client waits for an answer."""
 
+GRACE = 2
+DRAIN_SECONDS = 30.0
+LIMITS = [86_400.0, 86_400.0, 8.0]
+"""Seconds after which a host hands a run over; a word takes 1.5 of them, and a naive handler begins again."""
+
 HARMLESS = {"attempts_exhausted", "storage_error"}
 WITH_ITS_WORKER = {"crash_recovery", "grace_exhausted"}
-"""Why a foreground response fails as well."""
+"""Why a response that is not resilient fails as well."""
 
 FAULTY = [*sorted(set(Operation) - {Operation.PING}), "log.*", "row.*", "ledger.*", "queue.*", "*"]
 STEPS = [
@@ -73,6 +85,23 @@ STEPS = [
 
 DECISIVE = ["log.append", "row.replace", "row.insert", "log.acquire", "ledger.commit", "queue.send_start"]
 """Operations whose faults are worth more tries than the others'."""
+
+
+class _Call:
+    """A client's call: whoever gets no answer, or not the one it wants, goes on."""
+
+    def __init__(self, told: Counter[str]) -> None:
+        self._told = told
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, ApiError):
+            self._told["refusals"] += 1
+        elif isinstance(error, HostGone | StorageError | TimeoutError):
+            self._told["broken calls"] += 1
+        return isinstance(error, ApiError | HostGone | StorageError | TimeoutError)
 
 
 @dataclass
@@ -101,6 +130,9 @@ class Known:
 class World(RuleBasedStateMachine):
     """Three hosts, one account."""
 
+    told: ClassVar[Counter[str]] = Counter()
+    """What happened in all stories together: a story in which nothing happens proves nothing."""
+
     known: Bundle[Known] = Bundle("known")
     faults: Bundle[InjectedFault] = Bundle("faults")
 
@@ -110,7 +142,7 @@ class World(RuleBasedStateMachine):
         self.responses: list[Known] = []
         self.frozen: set[Host] = set()
         self.injected: list[InjectedFault] = []
-        self.disturbed = 0
+        self.disturbances: Counter[Host] = Counter()
         self.tellers = Tellers()
         self._context = fleet(self.tellers)
 
@@ -118,13 +150,20 @@ class World(RuleBasedStateMachine):
         """Let time pass until that is done."""
         return self.loop.run_until_complete(work)
 
-    @initialize(target=known, eager=st.lists(st.booleans(), min_size=HOSTS, max_size=HOSTS), steerable=st.booleans())
-    def open(self, eager: list[bool], steerable: bool) -> Any:
+    @initialize(
+        target=known,
+        eager=st.lists(st.booleans(), min_size=HOSTS, max_size=HOSTS),
+        resilient=st.lists(st.sampled_from([True, True, False]), min_size=HOSTS, max_size=HOSTS),
+        limits=st.lists(st.sampled_from(LIMITS), min_size=HOSTS, max_size=HOSTS),
+        steerable=st.booleans(),
+    )
+    def open(self, eager: list[bool], resilient: list[bool], limits: list[float], steerable: bool) -> Any:
         """Three hosts; two responses under way, and where chains are steerable two turns of a conversation."""
-        self.options = ResponsesServerOptions(resilient_background=True, steerable_conversations=steerable)
+        self.steerable = steerable
         self.hosts: Fleet = self.run(self._enter())
         self.tellers.fleet = self.hosts
-        self.run(self._start(eager))
+        for each in zip(eager, resilient, limits, strict=True):
+            self._add(*each)
         made = [self._make(0, "plain", stream=True), self._make(1, "checkpoints", stream=False)]
         turns = [self._make(host, "lingering", stream=True, conversation="one") for host in (1, 2)]
         return multiple(*made, *turns)
@@ -132,12 +171,16 @@ class World(RuleBasedStateMachine):
     async def _enter(self) -> Fleet:
         return await self._context.__aenter__()
 
-    async def _start(self, eager: list[bool]) -> None:
-        for each in eager:
-            self._add(each)
+    def _add(self, eager: bool, resilient: bool = True, limit: float = LIMITS[0]) -> None:
+        self.run(self._open_host(eager, resilient, limit))
 
-    def _add(self, eager: bool) -> Host:
-        return self.hosts.host(options=self.options, eager_start=eager, segment_blocks=5).serve_timer()
+    async def _open_host(self, eager: bool, resilient: bool = True, limit: float = LIMITS[0]) -> None:
+        options = ResponsesServerOptions(
+            resilient_background=resilient,
+            steerable_conversations=self.steerable,
+            shutdown_grace_period_seconds=GRACE,
+        )
+        self.hosts.host(options=options, eager_start=eager, segment_blocks=5, handover_after=limit).serve_timer()
 
     @property
     def living(self) -> list[Host]:
@@ -152,8 +195,9 @@ class World(RuleBasedStateMachine):
         busy = [host for host in self.living if host.engine.runtime.running] or self.living
         return busy[number % len(busy)]
 
-    def _disturb(self, host: Host) -> Host:
-        self.disturbed += 1
+    def _disturb(self, host: Host, times: int = 1) -> Host:
+        """What may cost a host its runs, so often."""
+        self.disturbances[host] += times
         self.tellers.disturbed.add(host)
         return host
 
@@ -215,7 +259,7 @@ class World(RuleBasedStateMachine):
         return made
 
     async def _accept(self, host: Host, body: dict[str, Any], stream: bool) -> Known | None:
-        with suppress(HostGone, StorageError, ApiError, TimeoutError):
+        with _Call(self.told):
             async with asyncio.timeout(CALL_SECONDS):
                 if not stream:
                     return Known((await host.create(body))["id"], None)
@@ -223,12 +267,12 @@ class World(RuleBasedStateMachine):
                 try:
                     return Known(await reader.response_id(), reader)
                 except AssertionError:
-                    if not host.dead:
+                    if not host.dead and not self._may_break(host):
                         raise
         return None
 
     async def _accept_here(self, host: Host, body: dict[str, Any]) -> Known | None:
-        with suppress(HostGone, StorageError, ApiError, TimeoutError):
+        with _Call(self.told):
             async with asyncio.timeout(CALL_SECONDS):
                 return Known("", await host.stream(body))
         return None
@@ -240,10 +284,11 @@ class World(RuleBasedStateMachine):
             self.run(self._cancel(known, self._one(host)))
 
     async def _cancel(self, known: Known, host: Host) -> None:
-        with suppress(HostGone, StorageError, ApiError, TimeoutError):
+        with _Call(self.told):
             async with asyncio.timeout(CALL_SECONDS):
                 assert (await host.cancel(known.response_id))["status"] == "cancelled"
                 known.cancelled = True
+                self.told["cancels"] += 1
 
     @precondition(lambda self: self.living)
     @rule(known=known, host=st.integers(0, 5))
@@ -258,6 +303,7 @@ class World(RuleBasedStateMachine):
                 async with asyncio.timeout(CALL_SECONDS):
                     await host.delete(known.response_id)
                     known.deleted = True
+                    self.told["deletions"] += 1
             except ApiError:
                 known.deleted = before
 
@@ -268,7 +314,7 @@ class World(RuleBasedStateMachine):
             self.run(self._follow(known, self._one(host), after))
 
     async def _follow(self, known: Known, host: Host, after: int) -> None:
-        with suppress(HostGone, StorageError, ApiError, TimeoutError):
+        with _Call(self.told):
             async with asyncio.timeout(CALL_SECONDS):
                 known.resumed.append(await host.replay(known.response_id, after))
 
@@ -291,14 +337,29 @@ class World(RuleBasedStateMachine):
     def crash(self, host: int, eager: bool) -> None:
         victim = self._disturb(self._busy(host))
         self.run(victim.crash())
-        self.run(self._start([eager]))
+        self._add(eager)
+
+    @precondition(lambda self: self.living)
+    @rule(host=st.integers(0, 5), eager=st.booleans())
+    def drain(self, host: int, eager: bool) -> None:
+        """It is stopped in order, as far as it gets; another one is there before."""
+        self._add(eager)
+        self.run(self._drain(self._disturb(self._busy(host))))
+
+    async def _drain(self, host: Host) -> None:
+        host.stop_serving()
+        with suppress(HostGone, StorageError, TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await host.inside(host.engine.drain())
+                self.told["drains"] += 1
+        await host.crash()
 
     @precondition(lambda self: self.living)
     @rule(host=st.integers(0, 5), ahead=st.integers(1, 200))
     def crash_at_a_call(self, host: int, ahead: int) -> None:
         victim = self._disturb(self._busy(host))
         victim.crash_at(len(victim.calls) + ahead, "before" if ahead % 2 else "after")
-        self.run(self._start([bool(ahead % 3)]))
+        self._add(bool(ahead % 3))
 
     @precondition(lambda self: len(self.living) > 1)
     @rule(host=st.integers(0, 5), seconds=st.sampled_from(MOMENTS))
@@ -325,6 +386,19 @@ class World(RuleBasedStateMachine):
     @rule(queue=st.sampled_from(["responses-work", "responses-watch"]), text=st.text(max_size=20))
     def deliver_garbage(self, queue: str, text: str) -> None:
         self.run(self.hosts.storage.driver.send_message(queue, text))
+
+    @rule(number=st.integers(0, 5))
+    def lose_a_watch_message(self, number: int) -> None:
+        """The queue forgets one: its worker notices by itself, or the sweep finds that it is dead."""
+        driver = self.hosts.storage.driver
+        assert isinstance(driver, MemoryDriver)
+        waiting = driver.queues[WATCH_QUEUE]
+        if waiting:
+            lost = waiting.pop(number % len(waiting)).text
+            self.told["lost watch messages"] += 1
+            for host in self.hosts.hosts:
+                if f'"{host.engine.runtime.worker.id}"' in lost:
+                    self._disturb(host)
 
     @precondition(lambda self: self.living)
     @rule(host=st.integers(0, 5))
@@ -354,7 +428,7 @@ class World(RuleBasedStateMachine):
         self, host: int, operation: str, kind: FaultKind, times: int, spared: int, seconds: float
     ) -> InjectedFault:
         fault = Fault(operation=operation, kind=kind, error=StorageUnavailable, times=times, after=spared, delay=8.0)
-        injected = self._inject(self._busy(host), fault)
+        injected = self._inject(self._busy(host), fault, times)
         self.run(asyncio.sleep(seconds))
         return injected
 
@@ -372,8 +446,8 @@ class World(RuleBasedStateMachine):
             self.run(self.hosts.storage.watch.send(worker, delay=0))
         return fault
 
-    def _inject(self, host: Host, fault: Fault) -> InjectedFault:
-        self.injected.append(self._disturb(host).seam.inject(fault))
+    def _inject(self, host: Host, fault: Fault, times: int = 1) -> InjectedFault:
+        self.injected.append(self._disturb(host, times).seam.inject(fault))
         return self.injected[-1]
 
     @rule(fault=consumes(faults))
@@ -403,7 +477,7 @@ class World(RuleBasedStateMachine):
             fault.remove()
         for host in self.hosts.hosts:
             host.resume()
-        self._add(eager=False)
+        await self._open_host(eager=False)
         await self.hosts.quiet(LAST_SECONDS)
         told = {known.response_id: known for known in self.responses if known.response_id}
         rows = {response_id: await self._row(response_id) for response_id in await self.hosts.ids()}
@@ -412,8 +486,18 @@ class World(RuleBasedStateMachine):
         for response_id, row in rows.items():
             await self._check(response_id, row, told.get(response_id))
         spans = self.tellers.spans(rows)
-        for response_id in {row.partition_key: row.id for row in rows.values() if row.turn}.values():
-            await assert_chain(self.hosts.storage, PRINCIPAL, response_id, spans, crashes=self.disturbed)
+        chains = defaultdict(list)
+        for row in rows.values():
+            if row.turn:
+                chains[row.partition_key].append(row.id)
+        for turns in chains.values():
+            most = max(self._allowed(self.hosts.entries[turn]) for turn in turns)
+            await assert_chain(self.hosts.storage, PRINCIPAL, turns[0], spans, crashes=most)
+
+    def _allowed(self, entries: Sequence[Entry]) -> int:
+        """How often a response may have been lost: only who entered it can lose it, and who hands it over does."""
+        disturbed = sum(self.disturbances[host] for host in {entry.host for entry in entries})
+        return disturbed + sum(entry.context.shutdown.is_set() for entry in entries)
 
     async def _row(self, response_id: str) -> ResponseRow:
         row = await self.hosts.row(response_id)
@@ -425,22 +509,28 @@ class World(RuleBasedStateMachine):
             await check_nothing_left(self.hosts.storage, PRINCIPAL, response_id)
             return
         entries = self.hosts.entries[response_id]
+        self.told["second entries"] += max(0, len(entries) - 1)
+        self.told["hand-overs"] += sum(entry.context.shutdown.is_set() for entry in entries[:-1])
         stored = await check_response(
             self.hosts.storage,
             PRINCIPAL,
             response_id,
-            seen=_views(known) if known else [],
+            seen=self._views(known) if known else [],
             entries=len(entries),
-            crashes=self.disturbed,
+            crashes=self._allowed(entries),
             cancelled=known.cancelled if known else False,
-            generation_of=entry_of if not entries or entries[0].request["input"] not in CUT_SHORT else None,
+            generation_of=self._generation_of(response_id, entries),
         )
+        resilient = row.disposition == Disposition.RESILIENT
+        assert resilient or len(entries) <= 1, f"V7: {len(entries)} entries of a response that is not resilient"
+        self.told[stored.row.status] += 1
         snapshot = stored.snapshot or {}
         if stored.row.status == "failed":
             error = snapshot["error"]
             reason = (error.get("additionalInfo") or {}).get("shutdown_reason", error["code"])
-            assert reason in HARMLESS | (set() if row.background else WITH_ITS_WORKER), f"R5: {error}"
-            assert self.disturbed, f"R5: {error} although nothing was disturbed"
+            assert reason in HARMLESS | (set() if resilient else WITH_ITS_WORKER), f"R5: {error}"
+            assert any(map(self._may_break, self.hosts.hosts)), f"R5: {error} although nothing was disturbed"
+            self.told[reason] += 1
         elif stored.row.status == "completed":
             told = [int(word.partition("n")[2]) for word in text_of(snapshot).split()]
             cut_short = entries[0].request["input"] in CUT_SHORT
@@ -449,19 +539,30 @@ class World(RuleBasedStateMachine):
             assert stored.row.status == "cancelled"
             assert known is not None or not row.background
 
+    def _generation_of(self, response_id: str, entries: Sequence[Entry]) -> Callable[[Json], int | None] | None:
+        """Those that are cut short do not tell which entry they are."""
+        told = not entries or entries[0].request["input"] not in CUT_SHORT
+        return self.hosts.generation_of(response_id) if told else None
+
+    def _views(self, known: Known) -> list[View]:
+        """What the client saw; of a response in the foreground only what it saw to the end tells anything."""
+        readers = [reader for reader in (known.reader, *known.resumed) if reader is not None]
+        if _is_foreground(known):
+            readers = [reader for reader in readers if reader.ended and reader.types[-1] in TERMINAL]
+        return [self._view(reader) for reader in readers]
+
+    def _view(self, reader: Reader) -> View:
+        return replace(reader.view, ended=reader.ended and not self._may_break(reader.host))
+
+    def _may_break(self, host: Host) -> bool:
+        """Who cannot read on, or has a time limit, ends its streams before their end; the client resumes (R13)."""
+        return host in self.disturbances or host.settings.handover_after < LIMITS[0]
+
 
 def _is_foreground(known: Known) -> bool:
     return (
         known.reader is not None and bool(known.reader.events) and not known.reader.events[0]["response"]["background"]
     )
-
-
-def _views(known: Known) -> list[list[bytes]]:
-    """What the client saw of its response; of one in the foreground only what it saw to the end tells anything."""
-    readers = [reader for reader in (known.reader, *known.resumed) if reader is not None]
-    if _is_foreground(known):
-        readers = [reader for reader in readers if reader.ended and reader.types[-1] in TERMINAL]
-    return [reader.frames for reader in readers]
 
 
 def _assert_consistent(one: list[bytes], other: list[bytes]) -> None:

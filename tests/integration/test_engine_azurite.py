@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from resilience.placement import tenant_of
 from storage.azure import AzureDriver
 from storage.connection import StorageSettings
 from storage.driver import CONTAINERS, QUEUES, TABLES
 from tests.support.engines import PRINCIPAL, Fleet, background, fleet, until
-from tests.support.handlers import Teller, entry_of, text_of
-from tests.support.invariants import check_nothing_left, check_response
+from tests.support.handlers import Teller, text_of
+from tests.support.invariants import check_nothing_left, check_response, messages
 
 FAST: dict[str, Any] = {
     "watch_visibility": 1.0,
@@ -54,10 +55,10 @@ async def test_a_killed_owner_is_replaced_and_the_stream_goes_on(settings: Stora
             hosts.storage,
             PRINCIPAL,
             response_id,
-            seen=[full, await resumed.whole()],
-            entries=len(hosts.entries[response_id]),
+            seen=[reader.view, await resumed.whole_view()],
+            entries=hosts.entered(response_id),
             crashes=1,
-            generation_of=entry_of,
+            generation_of=hosts.generation_of(response_id),
         )
         assert full == stored.frames
         assert full[6:] == resumed.frames
@@ -88,11 +89,17 @@ async def test_a_stopped_owner_that_goes_on_is_refused_by_the_service(settings: 
         await until(lambda: len(hosts.entries[response_id]) == 2, seconds=15)
         await asyncio.sleep(0.6)
         zombie.resume()
-        full = await reader.whole(seconds=40)
+        await reader.whole(seconds=40)
         await hosts.finished(response_id)
         await asyncio.sleep(1)
         stored = await check_response(
-            hosts.storage, PRINCIPAL, response_id, entries=2, lost_leases=1, seen=[full], generation_of=entry_of
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            entries=2,
+            lost_leases=1,
+            seen=[reader.view],
+            generation_of=hosts.generation_of(response_id),
         )
         assert stored.row.status == "completed"
 
@@ -104,8 +111,9 @@ async def test_every_mode_ends_and_a_cancel_from_elsewhere_arrives(settings: Sto
         assert response["status"] == "completed"
         assert await other.get(response["id"]) == response
         foreground = await host.stream({"input": "hi"})
-        seen = await foreground.whole()
-        await check_response(hosts.storage, PRINCIPAL, await foreground.response_id(), seen=[seen])
+        told = await foreground.whole_view()
+        foreground_id = await foreground.response_id()
+        await check_response(hosts.storage, PRINCIPAL, foreground_id, entries=hosts.entered(foreground_id), seen=[told])
         polled = (await host.create(background()))["id"]
         assert (await hosts.finished(polled)).status == "completed"
         hosts.handler = Teller(200, pause=0.1)
@@ -115,6 +123,19 @@ async def test_every_mode_ends_and_a_cancel_from_elsewhere_arrives(settings: Sto
         began = asyncio.get_running_loop().time()
         await until(hosts.entries[response_id][0].signal.is_set, seconds=5)
         assert asyncio.get_running_loop().time() - began < 1.5
-        seen = await reader.whole(seconds=10)
+        told = await reader.whole_view(seconds=10)
         await hosts.finished(response_id, seconds=20)
-        await check_response(hosts.storage, PRINCIPAL, response_id, cancelled=True, seen=[seen])
+        await check_response(
+            hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id), cancelled=True, seen=[told]
+        )
+
+
+async def test_a_message_that_was_left_is_seen_by_the_judge_and_stays_where_it_is(settings: StorageSettings) -> None:
+    """V10: what the twin shows openly has to be peeked at here."""
+    async with real_fleet(Teller(1), settings) as hosts:
+        host = hosts.host(queues=False, **FAST)
+        response_id = (await host.create({"input": "hi"}))["id"]
+        await host.delete(response_id)
+        await hosts.storage.work.send_start(tenant_of(PRINCIPAL), response_id)
+        for _ in range(2):
+            assert any(response_id in text for text in await messages(hosts.storage))

@@ -9,7 +9,7 @@ import pytest
 from protocol.aio import ResponseEventStream
 from protocol.errors import CannotCancel, ResponseNotFound
 from resilience.context import ResponseContext
-from storage.seam import Fault
+from storage.seam import Fault, Moment
 from tests.support.engines import PRINCIPAL, Fleet, Host, Reader, background, fleet, until
 from tests.support.handlers import Teller
 from tests.support.invariants import check_body, check_response
@@ -30,16 +30,24 @@ async def ask(host: Host, hosts: Fleet, stream: bool, body: dict[str, Any] | Non
     return response_id, reader
 
 
-async def after_cancel(hosts: Fleet, response_id: str, *readers: Reader | None) -> None:
+async def after_cancel(hosts: Fleet, response_id: str, *readers: Reader | None, crashes: int = 0) -> None:
     """What must hold for ever after an acknowledged cancel."""
-    seen = [await reader.whole() for reader in readers if reader is not None]
+    seen = [await reader.whole_view() for reader in readers if reader is not None]
     await hosts.finished(response_id)
     await hosts.quiet()
-    stored = await check_response(hosts.storage, PRINCIPAL, response_id, cancelled=True, seen=seen)
+    stored = await check_response(
+        hosts.storage,
+        PRINCIPAL,
+        response_id,
+        entries=hosts.entered(response_id),
+        crashes=crashes,
+        cancelled=True,
+        seen=seen,
+    )
     if seen:
         assert stored.events[-1]["type"] == "response.failed"
         assert stored.events[-1]["response"]["status"] == "cancelled"
-        assert all(view[-1] == stored.frames[-1] for view in seen)
+        assert all(view.frames[-1] == stored.frames[-1] for view in seen)
     for host in hosts.hosts:
         again = await host.cancel(response_id)
         assert again == await host.get(response_id)
@@ -118,7 +126,7 @@ async def test_a_recovered_run_is_told_likewise(stream: bool) -> None:
         await until(hosts.entries[response_id][1].signal.is_set)
         assert asyncio.get_running_loop().time() - began < 1.0
         hosts.hosts.remove(first)
-        await after_cancel(hosts, response_id, reader)
+        await after_cancel(hosts, response_id, reader, crashes=1)
 
 
 @STREAM
@@ -172,7 +180,7 @@ async def test_a_finished_response_cannot_be_cancelled(stream: bool, status: str
             assert refused.value.type == "invalid_request_error"
         assert await hosts.row(response_id) == row
         assert await host.get(response_id) == before
-        await check_response(hosts.storage, PRINCIPAL, response_id)
+        await check_response(hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id))
 
 
 async def test_a_synchronous_response_cannot_be_cancelled_whatever_its_status() -> None:
@@ -256,25 +264,69 @@ async def test_a_cancel_and_an_outcome_at_the_same_moment_leave_one_of_them(stre
             row = await hosts.finished(response_id)
             outcomes.add(row.status)
             assert acknowledged == (row.status == "cancelled")
-            seen = [await reader.whole()] if reader else []
-            await check_response(hosts.storage, PRINCIPAL, response_id, cancelled=acknowledged, seen=seen)
+            seen = [await reader.whole_view()] if reader else []
+            await check_response(
+                hosts.storage,
+                PRINCIPAL,
+                response_id,
+                entries=hosts.entered(response_id),
+                cancelled=acknowledged,
+                seen=seen,
+            )
     assert outcomes == {"completed", "cancelled"}
 
 
+async def calls_of_a_claim(stream: bool) -> list[str]:
+    """What an owner does from the start message to the handler."""
+    calls: list[str] = []
+    teller = Teller(1)
+
+    def handler(request: Any, context: ResponseContext, signal: asyncio.Event) -> Any:
+        calls.extend(owner.calls)
+        return teller(request, context, signal)
+
+    async with fleet(handler) as hosts:
+        api = hosts.host(queues=False)
+        owner = hosts.host()
+        response_id, _ = await ask(api, hosts, stream)
+        await hosts.finished(response_id)
+    return calls
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
 @STREAM
-async def test_a_cancel_at_any_step_of_a_claim_ends_it(stream: bool) -> None:
-    for step in range(1, 12):
+async def test_a_cancel_at_any_step_of_a_claim_ends_it(stream: bool, moment: Moment) -> None:
+    """Up to the claim's own write the handler is not even entered; after it, it is told, if it is."""
+    calls = await calls_of_a_claim(stream)
+    claim = calls.index("row.replace") + 1
+    for step in range(1, len(calls) + 1):
         async with fleet(Teller(40, pause=0.5)) as hosts:
             api = hosts.host(queues=False)
             owner = hosts.host()
+            reached = asyncio.Event()
+
+            async def stop(
+                name: str, when: Moment, owner: Host = owner, step: int = step, reached: asyncio.Event = reached
+            ) -> None:
+                if len(owner.calls) == step and when == moment and not reached.is_set():
+                    reached.set()
+                    owner.pause()
+                    await owner.passage()
+
+            owner.seam.hooks.append(stop)
             response_id, reader = await ask(api, hosts, stream)
-            await until(lambda owner=owner, step=step: len(owner.calls) >= step)  # type: ignore[misc]
-            owner.pause()
+            await until(reached.is_set)
+            assert not hosts.entries
             answer = await api.cancel(response_id)
             assert answer["status"] == "cancelled"
             await asyncio.sleep(0.5)
             owner.resume()
             await after_cancel(hosts, response_id, reader)
+            entries = hosts.entries[response_id]
+            case = f"{moment} call {step} of {calls}"
+            claimed = step > claim or (step == claim and moment == "after")
+            assert claimed or not entries, case
+            assert all(entry.signal.is_set() and entry.context.client_cancelled for entry in entries), case
 
 
 async def test_many_cancels_at_once_are_one() -> None:

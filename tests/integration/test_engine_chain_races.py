@@ -204,7 +204,9 @@ async def race_with_cancels(seed: int, targets: Callable[[list[str]], list[str]]
             if isinstance(outcome, CannotCancel):
                 continue
             assert not isinstance(outcome, BaseException), outcome
-            await check_response(stage.hosts.storage, PRINCIPAL, turn, cancelled=True)
+            await check_response(
+                stage.hosts.storage, PRINCIPAL, turn, entries=stage.hosts.entered(turn), cancelled=True
+            )
 
 
 async def test_a_queued_turn_that_is_cancelled_never_runs_and_the_others_do() -> None:

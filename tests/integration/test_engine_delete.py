@@ -82,7 +82,7 @@ async def test_a_response_in_flight_is_not_deleted(mode: str, owned: bool) -> No
             assert refused.value.message == "Cannot delete an in-flight response."
         hosts.host()
         assert (await hosts.finished(response_id)).status == "completed"
-        await check_response(hosts.storage, PRINCIPAL, response_id)
+        await check_response(hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id))
         await api.delete(response_id)
         await hosts.quiet()
         await check_nothing_left(hosts.storage, PRINCIPAL, response_id)
@@ -142,7 +142,7 @@ async def test_a_deletion_that_a_fault_interrupted_is_completed(operation: str, 
         except ResponseDeleted:
             await check_nothing_left(hosts.storage, PRINCIPAL, response_id)
         else:
-            await check_response(hosts.storage, PRINCIPAL, response_id)
+            await check_response(hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id))
             await other.delete(response_id)
             await hosts.quiet()
             await check_nothing_left(hosts.storage, PRINCIPAL, response_id)

@@ -4,7 +4,7 @@ A single fault never costs a response its outcome or a handler another entry: no
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import pytest
@@ -12,15 +12,18 @@ import pytest
 from protocol.errors import ApiError, ServerError, ServiceUnavailable
 from storage.driver import StorageDriver
 from storage.errors import StorageUnavailable
-from storage.seam import Fault, Moment
-from tests.support.engines import PRINCIPAL, Doubling, Fleet, Host, TooLate, background, fleet, until
-from tests.support.handlers import Teller, entry_of, text_of
-from tests.support.invariants import check_nothing_recorded, check_response
+from storage.seam import Fault, FaultKind, InjectedFault, Moment
+from tests.support.engines import PRINCIPAL, Doubling, Fleet, Host, TooLate, background, deltas, fleet, until
+from tests.support.handlers import Teller, text_of, words_of
+from tests.support.invariants import View, check_nothing_recorded, check_response, read_stored
 from tests.support.virtual_time import VirtualTimeLoop
 
 EVENT_LOOP = VirtualTimeLoop
 
 MOMENTS: tuple[Moment, ...] = ("before", "after")
+
+LARGE = 40_000
+"""Characters that are stored beside the row."""
 
 MODES: dict[str, dict[str, Any]] = {
     "c1": {"background": False, "stream": False},
@@ -41,11 +44,11 @@ async def life(hosts: Fleet, host: Host, mode: str) -> None:
     """Ask, wait for the end, check that nothing shows of what happened; or a refusal, and nothing is there."""
     flags = MODES[mode]
     body = {"model": "m", "input": "hello", "background": flags["background"]}
-    frames: list[bytes] = []
+    seen: list[View] = []
     try:
         if flags["stream"]:
             reader = await host.stream(body)
-            frames = await reader.whole()
+            seen = [await reader.whole_view()]
             if reader.types == ["error"]:
                 raise StorageUnavailable
             response_id = await reader.response_id()
@@ -63,9 +66,9 @@ async def life(hosts: Fleet, host: Host, mode: str) -> None:
         hosts.storage,
         PRINCIPAL,
         response_id,
-        seen=[frames],
-        entries=len(hosts.entries[response_id]),
-        generation_of=entry_of,
+        seen=seen,
+        entries=hosts.entered(response_id),
+        generation_of=hosts.generation_of(response_id),
     )
     assert row.status == "completed", f"{row.status}: {(stored.snapshot or {}).get('error')}"
     assert text_of(stored.snapshot or {}) == "e1n0 e1n1 e1n2 "
@@ -100,68 +103,92 @@ async def test_a_fault_of_any_storage_call_does_not_show(
     assert not wrong, "\n".join(wrong)
 
 
+async def give_back(
+    disturb: Callable[[Host], InjectedFault | None], resilient: bool, stream: bool, patience: float
+) -> bool:
+    """A start message comes to a host that is `disturb`ed, and then to another; whether the first gave it back."""
+    teller, busy = Teller(3, pause=0.3), Teller(4_000, pause=1.0)
+
+    def handler(request: Any, context: Any, signal: Any) -> AsyncIterator[Any]:
+        return (busy if request["input"] == "busy" else teller)(request, context, signal)
+
+    async with fleet(handler) as hosts:
+        api = hosts.host(queues=False, resilient=resilient)
+        first = hosts.host(resilient=resilient)
+        # It is busy with something else too, and so stays alive in its ledger.
+        occupation = await first.stream({"input": "busy"})
+        await occupation.until(3)
+        fault = disturb(first)
+        await (api.stream if stream else api.create)(background())
+        try:
+            await until(lambda: first.failures, seconds=patience)
+        except TooLate:
+            pass
+        first.stop_serving()
+        if fault is not None:
+            fault.remove()
+        second = hosts.host(resilient=resilient)
+        (response_id,) = await hosts.ids()
+        row = await hosts.finished(response_id, seconds=200)
+        await check_response(hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id))
+        assert row.status == "completed"
+        assert not second.poisoned
+        return bool(first.failures)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("resilient", [True, False])
 async def test_a_message_that_a_fault_gave_back_may_come_to_another_host(resilient: bool, stream: bool) -> None:
     """The function fails, the queue shows the message again, and who gets it finds a claim half made by a live host."""
+
+    def fail_at(host: Host, number: int, moment: Moment) -> None:
+        host.fail_at(len(host.calls) + number, moment)
+
     for number in range(1, 16):
         for moment in MOMENTS:
-            teller, busy = Teller(3, pause=0.3), Teller(400, pause=1.0)
+            try:
+                await give_back(lambda host: fail_at(host, number, moment), resilient, stream, 5)  # noqa: B023
+            except AssertionError as error:
+                raise AssertionError(f"{moment} call {number}: {error}") from error
 
-            def handler(
-                request: Any, context: Any, signal: Any, teller: Teller = teller, busy: Teller = busy
-            ) -> AsyncIterator[Any]:
-                return (busy if request["input"] == "busy" else teller)(request, context, signal)
 
-            async with fleet(handler) as hosts:
-                api = hosts.host(queues=False, resilient=resilient)
-                first = hosts.host(resilient=resilient)
-                # It is busy with something else too, and so stays alive in its ledger.
-                occupation = await first.stream({"input": "busy"})
-                await occupation.until(3)
-                first.fail_at(len(first.calls) + number, moment)
-                await (api.stream if stream else api.create)(background())
-                try:
-                    await until(lambda first=first: first.failures, seconds=5)  # type: ignore[misc]
-                except TooLate:
-                    pass
-                first.stop_serving()
-                second = hosts.host(resilient=resilient)
-                (response_id,) = await hosts.ids()
-                case = f"{moment} call {number} of {first.calls}"
-                try:
-                    row = await hosts.finished(response_id, seconds=200)
-                    await check_response(hosts.storage, PRINCIPAL, response_id, entries=len(hosts.entries[response_id]))
-                except AssertionError as error:
-                    raise AssertionError(f"{case}: {error}") from error
-                assert row.status == "completed", case
-                assert not second.poisoned
+@pytest.mark.parametrize("kind", ["before", "after"])
+@pytest.mark.parametrize("operation", ["row.read", "ledger.commit"])
+async def test_a_message_that_an_outage_gave_back_comes_to_another_host(operation: str, kind: FaultKind) -> None:
+    """As above, for as long as it takes until the function gives up."""
+
+    def outage(host: Host) -> InjectedFault:
+        return host.seam.inject(Fault(operation=operation, kind=kind))
+
+    assert await give_back(outage, True, True, 600)
 
 
 @pytest.mark.parametrize(("mode", "eager", "resilient"), LIVES, ids=NAMES)
 async def test_a_write_that_the_client_repeated_counts_once(mode: str, eager: bool, resilient: bool) -> None:
     """The storage client retries by itself: its second try meets what the first one did."""
     settings: dict[str, Any] = {"eager_start": eager, "resilient": resilient}
-    wrong = []
-    number = 0
-    reached = True
-    while reached:
-        number += 1
+
+    async def live(repeated: int) -> list[str]:
         async with fleet(Teller(3, pause=0.3)) as hosts:
             lines: list[Doubling] = []
 
-            def line(driver: StorageDriver, number: int = number, lines: list[Doubling] = lines) -> StorageDriver:
-                lines.append(Doubling(driver, number))
+            def line(driver: StorageDriver) -> StorageDriver:
+                lines.append(Doubling(driver, repeated))
                 return cast("StorageDriver", lines[0])
 
             host = hosts.host(line=line, **settings)
             hosts.host(queues=False).serve_timer().serve_queues("responses-watch")
-            try:
-                await life(hosts, host, mode)
-            except Exception as error:
-                wrong.append(f"write {number} of {lines[0].writes}: {type(error).__name__}: {error}")
-            reached = len(lines[0].writes) >= number
-    assert number > 3
+            await life(hosts, host, mode)
+            return lines[0].writes
+
+    wrong = []
+    writes = await live(0)
+    assert len(writes) > 3
+    for number, name in enumerate(writes, start=1):
+        try:
+            await live(number)
+        except Exception as error:
+            wrong.append(f"write {number}, {name}: {type(error).__name__}: {error}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -220,8 +247,8 @@ async def test_an_outage_at_the_end_shorter_than_patience_is_only_a_delay(stream
         await asyncio.sleep(15)
         outage.remove()
         assert (await hosts.finished(response_id)).status == "completed"
-        seen = [await reader.whole()] if reader else []
-        await check_response(hosts.storage, PRINCIPAL, response_id, seen=seen, entries=len(hosts.entries[response_id]))
+        seen = [await reader.whole_view()] if reader else []
+        await check_response(hosts.storage, PRINCIPAL, response_id, seen=seen, entries=hosts.entered(response_id))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -238,8 +265,8 @@ async def test_an_outage_at_the_end_longer_than_patience_is_a_storage_error(stre
         await asyncio.sleep(60)
         outage.remove()
         row = await hosts.finished(response_id)
-        seen = [await reader.whole()] if reader else []
-        await check_response(hosts.storage, PRINCIPAL, response_id, seen=seen, entries=len(hosts.entries[response_id]))
+        seen = [await reader.whole_view()] if reader else []
+        await check_response(hosts.storage, PRINCIPAL, response_id, seen=seen, entries=hosts.entered(response_id))
         if kind == "before":
             assert (row.status, row.error_code) == ("failed", "storage_error")
         await hosts.quiet()
@@ -288,11 +315,9 @@ async def test_an_outage_of_the_log_is_waited_for_by_handler_and_reader() -> Non
         outage = host.seam.inject(Fault(operation="log.*", kind="after"))
         await asyncio.sleep(20)
         outage.remove()
-        frames = await reader.whole()
+        view = await reader.whole_view()
         assert (await hosts.finished(response_id)).status == "completed"
-        await check_response(
-            hosts.storage, PRINCIPAL, response_id, seen=[frames], entries=len(hosts.entries[response_id])
-        )
+        await check_response(hosts.storage, PRINCIPAL, response_id, seen=[view], entries=hosts.entered(response_id))
 
 
 async def test_an_endless_outage_of_the_log_ends_the_response_as_failed() -> None:
@@ -305,12 +330,10 @@ async def test_an_endless_outage_of_the_log_ends_the_response_as_failed() -> Non
         outage = host.seam.inject(Fault(operation="log.append", kind="before"))
         await asyncio.sleep(100)
         outage.remove()
-        frames = await reader.whole()
+        view = await reader.whole_view()
         row = await hosts.finished(response_id)
         assert (row.status, row.error_code) == ("failed", "storage_error")
-        await check_response(
-            hosts.storage, PRINCIPAL, response_id, seen=[frames], entries=len(hosts.entries[response_id])
-        )
+        await check_response(hosts.storage, PRINCIPAL, response_id, seen=[view], entries=hosts.entered(response_id))
         await hosts.quiet()
 
 
@@ -329,9 +352,11 @@ async def test_a_refused_acceptance_leaves_nothing_behind_whatever_was_stored() 
                         pass
                     else:
                         outage.remove()
-                        frames = await reader.whole()
+                        view = await reader.whole_view()
                         response_id = await reader.response_id()
-                        await check_response(hosts.storage, PRINCIPAL, response_id, seen=[frames])
+                        await check_response(
+                            hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id), seen=[view]
+                        )
                         continue
                     await asyncio.sleep(20)
                     outage.remove()
@@ -342,20 +367,92 @@ async def test_a_refused_acceptance_leaves_nothing_behind_whatever_was_stored() 
                         raise AssertionError(case) from error
 
 
-async def test_a_checkpoint_that_cannot_be_stored_is_lost_but_not_the_run() -> None:
-    """R11."""
+@pytest.mark.parametrize("crash", [False, True])
+@pytest.mark.parametrize(
+    ("operation", "kind", "kept"),
+    [
+        ("payload.put", "before", 1),
+        ("payload.put", "after", 1),
+        ("row.replace", "before", 1),
+        ("row.replace", "after", 2),  # the second try finds the first one's write
+    ],
+)
+async def test_a_checkpoint_that_cannot_be_stored_is_lost_but_not_the_run(
+    operation: str, kind: FaultKind, kept: int, crash: bool
+) -> None:
+    """R11: the run goes on; should it be recovered, then from the last checkpoint that is stored, never a mixture."""
+    release = asyncio.Event()
+    teller = Teller(
+        4,
+        pause=0.5,
+        checkpoints=True,
+        ballast=LARGE if operation == "payload.put" else 0,
+        hold=(2, release),
+        held=lambda entry: entry == 1,
+    )
+    async with fleet(teller) as hosts:
+        host = hosts.host(finish_patience=3.0)
+        reader = await host.stream(background())
+        response_id = await reader.response_id()
+        await until(lambda: "e1n0 " in deltas(reader.events))
+        await asyncio.sleep(0.2)
+        fault = host.seam.inject(Fault(operation=operation, kind=kind))
+        await asyncio.sleep(8)  # the handler waits behind its second checkpoint
+        assert deltas(reader.events)[-1] == "e1n1 "
+        assert fault.hits > 0
+        stored = await read_stored(hosts.storage, PRINCIPAL, response_id)
+        persisted = (stored.snapshot or {})["output"]
+        assert words_of({"output": persisted}) == ["e1n0", "e1n1"][:kept]
+        if crash:
+            await host.crash()
+            hosts.host()
+        else:
+            fault.remove()
+            release.set()
+        await hosts.finished(response_id)
+        final = await check_response(
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            seen=[reader.view],
+            entries=teller.entries[response_id],
+            crashes=int(crash),
+            generation_of=hosts.generation_of(response_id),
+        )
+        output = (final.snapshot or {})["output"]
+        numbers = range(4)
+        if not crash:
+            assert words_of({"output": output}) == [f"e1n{number}" for number in numbers]
+            return
+        assert (teller.contexts[1].persisted_response or {})["output"] == persisted
+        assert output[:kept] == persisted
+        assert words_of({"output": output[kept:]}) == [f"e2n{number}" for number in numbers[kept:]]
+
+
+async def test_a_checkpoint_whose_fate_is_unknown_is_found_or_not_but_never_torn() -> None:
+    """R11: no try of it was answered; the owner may have to claim its run again, and goes on from what is there."""
     teller = Teller(4, pause=0.5, checkpoints=True)
     async with fleet(teller) as hosts:
         host = hosts.host(finish_patience=3.0)
         reader = await host.stream(background())
         response_id = await reader.response_id()
-        await reader.until(4)
-        outage = host.seam.inject(Fault(operation="row.replace", kind="before"))
-        await asyncio.sleep(8)
-        outage.remove()
-        frames = await reader.whole()
-        assert (await hosts.finished(response_id)).status == "completed"
-        await check_response(hosts.storage, PRINCIPAL, response_id, seen=[frames], entries=teller.entries[response_id])
+        await until(lambda: "e1n0 " in deltas(reader.events))
+        await asyncio.sleep(0.2)
+        fault = host.seam.inject(Fault(operation="row.*", kind="after"))
+        await until(lambda: "e1n2 " in deltas(reader.events))
+        fault.remove()
+        assert fault.hits > 1
+        await hosts.finished(response_id)
+        final = await check_response(
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            seen=[reader.view],
+            entries=teller.entries[response_id],
+            lost_leases=1,
+            generation_of=hosts.generation_of(response_id),
+        )
+        assert [word[-1] for word in words_of(final.snapshot or {})] == list("0123")
 
 
 async def test_a_lost_reply_to_a_push_costs_one_attempt_at_most() -> None:
@@ -374,7 +471,7 @@ async def test_a_lost_reply_to_a_push_costs_one_attempt_at_most() -> None:
             hosts.storage,
             PRINCIPAL,
             response_id,
-            seen=[reader.frames],
+            seen=[reader.view],
             entries=teller.entries[response_id],
             lost_leases=1,
         )

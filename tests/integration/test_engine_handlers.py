@@ -14,7 +14,7 @@ from resilience.text_response import TextResponse
 from storage.driver import Update
 from tests.support.engines import PRINCIPAL, Fleet, Host, background, deltas, fleet, key_of, until
 from tests.support.handlers import Teller, text_of
-from tests.support.invariants import check_response, check_stream
+from tests.support.invariants import View, check_response, check_stream
 from tests.support.virtual_time import VirtualTimeLoop
 
 EVENT_LOOP = VirtualTimeLoop
@@ -69,7 +69,11 @@ async def outcome(hosts: Fleet, host: Host, mode: str, body: Json | None = None)
         return response, frames
     await hosts.finished(response["id"])
     await check_response(
-        hosts.storage, PRINCIPAL, response["id"], seen=[frames], entries=len(hosts.entries[response["id"]])
+        hosts.storage,
+        PRINCIPAL,
+        response["id"],
+        seen=[View(frames, ended=True)] if frames else [],
+        entries=hosts.entered(response["id"]),
     )
     return await host.get(response["id"]), frames
 

@@ -11,7 +11,7 @@ from resilience.context import ResponseContext
 from resilience.options import ResponsesServerOptions
 from storage.seam import Fault
 from tests.support.engines import PRINCIPAL, Host, background, fleet, until
-from tests.support.handlers import Teller, entry_of, text_of
+from tests.support.handlers import Teller, text_of
 from tests.support.invariants import check_response
 from tests.support.virtual_time import VirtualTimeLoop
 
@@ -61,9 +61,15 @@ async def test_a_drained_resilient_run_goes_on_elsewhere_at_once(stream: bool, e
         assert asyncio.get_running_loop().time() - left < 2
         row = await hosts.finished(response_id)
         assert (row.status, row.attempt) == ("completed", 1)
-        seen = [reader.frames, await followed.whole()] if followed else []
+        seen = [reader.view, await followed.whole_view()] if followed else []
         stored = await check_response(
-            hosts.storage, PRINCIPAL, response_id, entries=2, lost_leases=1, seen=seen, generation_of=entry_of
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            entries=2,
+            lost_leases=1,
+            seen=seen,
+            generation_of=hosts.generation_of(response_id),
         )
         words = text_of(stored.snapshot or {}).split()
         assert [word.partition("n")[2] for word in words] == [str(number) for number in range(20)]
@@ -84,7 +90,7 @@ async def test_a_drained_run_that_ends_within_its_grace_is_just_finished(stream:
             row = await hosts.row(response_id)
             assert row is not None
             assert row.status == "completed"
-            await check_response(hosts.storage, PRINCIPAL, response_id, entries=len(hosts.entries[response_id]))
+            await check_response(hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id))
             hosts.hosts.remove(host)
 
 
@@ -100,8 +106,10 @@ async def test_a_drained_non_resilient_run_fails_before_the_exit(stream: bool) -
         row = await hosts.row(response_id)
         assert row is not None
         assert row.status == "failed"
-        seen = [await followed.whole()] if followed else []
-        stored = await check_response(hosts.storage, PRINCIPAL, response_id, seen=seen)
+        seen = [await followed.whole_view()] if followed else []
+        stored = await check_response(
+            hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id), seen=seen
+        )
         assert (stored.snapshot or {})["error"]["additionalInfo"] == {"shutdown_reason": "grace_exhausted"}
         if stream:
             assert len((stored.snapshot or {})["output"]) == 1, "output from before stays"
@@ -131,7 +139,13 @@ async def test_a_drained_foreground_run_fails_and_its_client_hears_of_it(stream:
         assert told["status"] == "failed"
         assert told["error"]["additionalInfo"] == {"shutdown_reason": "grace_exhausted"}
         assert await host.get(response_id) == told
-        await check_response(hosts.storage, PRINCIPAL, response_id, seen=[reader.frames] if stream else [])
+        await check_response(
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            entries=hosts.entered(response_id),
+            seen=[reader.view] if stream else [],
+        )
 
 
 async def test_an_unstored_run_fails_on_the_wire() -> None:
@@ -182,7 +196,7 @@ async def test_a_handler_may_leave_for_recovery_with_only_one_process_there(stre
         row = await hosts.finished(response_id)
         assert row.status == "completed"
         assert not host.failures, host.failures
-        seen = [await reader.whole()] if reader else []
+        seen = [await reader.whole_view()] if reader else []
         stored = await check_response(hosts.storage, PRINCIPAL, response_id, entries=2, lost_leases=1, seen=seen)
         assert text_of(stored.snapshot or {}) == "second"
 
@@ -198,7 +212,7 @@ async def test_a_handler_that_leaves_on_shutdown_is_continued_elsewhere(stream: 
         await drain(first)
         row = await hosts.finished(response_id)
         assert (row.status, row.attempt) == ("completed", 1)
-        seen = [reader.frames] if reader else []
+        seen = [reader.view] if reader else []
         await check_response(hosts.storage, PRINCIPAL, response_id, entries=2, lost_leases=1, seen=seen)
 
 
@@ -216,7 +230,9 @@ async def test_a_handler_that_always_leaves_uses_up_its_attempts() -> None:
         row = await hosts.finished(response_id)
         assert row.status == "failed"
         assert len(hosts.entries[response_id]) == 5
-        stored = await check_response(hosts.storage, PRINCIPAL, response_id, seen=[await reader.whole()])
+        stored = await check_response(
+            hosts.storage, PRINCIPAL, response_id, entries=5, lost_leases=4, seen=[await reader.whole_view()]
+        )
         assert (stored.snapshot or {})["error"]["additionalInfo"] == {"shutdown_reason": "attempts_exhausted"}
 
 
@@ -289,10 +305,10 @@ async def test_a_fault_while_handing_over_neither_loses_the_run_nor_holds_up_the
             hosts.storage,
             PRINCIPAL,
             response_id,
-            entries=len(hosts.entries[response_id]),
+            entries=hosts.entered(response_id),
             lost_leases=1,
-            seen=[reader.frames],
-            generation_of=entry_of,
+            seen=[reader.view],
+            generation_of=hosts.generation_of(response_id),
         )
 
 
@@ -326,5 +342,10 @@ async def test_a_cancel_while_a_run_is_shut_down_wins() -> None:
         followed = await other.replay(response_id)
         await followed.whole()
         await check_response(
-            hosts.storage, PRINCIPAL, response_id, cancelled=True, seen=[reader.frames, followed.frames]
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            entries=hosts.entered(response_id),
+            cancelled=True,
+            seen=[reader.view, followed.view],
         )

@@ -6,7 +6,7 @@ from typing import Any
 from resilience.options import ResponsesServerOptions
 from storage.seam import Moment
 from tests.support.engines import PRINCIPAL, Fleet, Host, background, fleet
-from tests.support.handlers import Teller, entry_of, text_of
+from tests.support.handlers import Teller, text_of
 from tests.support.invariants import check_response
 from tests.support.virtual_time import VirtualTimeLoop
 
@@ -25,7 +25,12 @@ async def check_told(hosts: Fleet, response_id: str, count: int, *, left: int) -
     entries = len(hosts.entries[response_id])
     assert (row.status, row.attempt, entries) == ("completed", 1, 1 + left)
     stored = await check_response(
-        hosts.storage, PRINCIPAL, response_id, entries=entries, lost_leases=left, generation_of=entry_of
+        hosts.storage,
+        PRINCIPAL,
+        response_id,
+        entries=entries,
+        lost_leases=left,
+        generation_of=hosts.generation_of(response_id),
     )
     words = text_of(stored.snapshot or {}).split()
     assert [word.partition("n")[2] for word in words] == [str(number) for number in range(count)]

@@ -185,20 +185,30 @@ async def test_a_poison_message_fails_its_response(stream: bool) -> None:
         assert await hosts.row(response_id) == row
 
 
-async def test_a_message_that_fails_again_and_again_ends_its_response() -> None:
-    """By way of the poison queue; the account answers again by then."""
+@STREAM
+async def test_a_message_that_fails_again_and_again_ends_its_response(stream: bool) -> None:
+    """By way of the poison queue; the account answers again by then (R5)."""
     async with fleet(Teller(1)) as hosts:
         api = hosts.host(queues=False)
-        reader = await api.stream(background())
+        reader = await api.stream(background()) if stream else None
+        if reader is None:
+            await api.create(background())
         (response_id,) = await hosts.ids()
         host = hosts.host()
-        host.seam.inject(Fault(operation="log.acquire", kind="before", times=5))
+        outage = host.seam.inject(Fault(operation="row.read", kind="before"))
+        await until(lambda: host.poisoned, seconds=3_000)
+        outage.remove()
+        assert [json.loads(text)["id"] for text in host.poisoned] == [response_id]
+        assert host.failures
         row = await hosts.finished(response_id)
-        assert row.status in ("failed", "completed")
-        await check_response(
-            hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id), seen=[await reader.whole_view()]
-        )
+        assert row.status == "failed"
+        seen = [await reader.whole_view()] if reader else []
+        stored = await check_response(hosts.storage, PRINCIPAL, response_id, entries=0, seen=seen)
+        assert (stored.snapshot or {})["error"]["additionalInfo"] == {"shutdown_reason": "attempts_exhausted"}
+        assert not hosts.entries
         await hosts.quiet()
+        assert await hosts.row(response_id) == row
+        assert await hosts.ids() == [response_id]
 
 
 async def test_a_poison_watch_message_is_sent_once_more() -> None:

@@ -15,8 +15,8 @@ from protocol.errors import (
 from resilience.context import ResponseContext
 from resilience.text_response import TextResponse
 from tests.support.engines import PRINCIPAL, Fleet, Host, background, fleet, until
-from tests.support.handlers import Teller, entry_of, text_of
-from tests.support.invariants import check_body, check_nothing_recorded, check_response, check_stream
+from tests.support.handlers import Teller, text_of
+from tests.support.invariants import View, check_body, check_nothing_recorded, check_response, check_stream
 from tests.support.virtual_time import VirtualTimeLoop
 
 EVENT_LOOP = VirtualTimeLoop
@@ -24,7 +24,7 @@ EVENT_LOOP = VirtualTimeLoop
 EAGER = pytest.mark.parametrize("eager", [False, True], ids=["queued", "eager"])
 
 
-async def checked(hosts: Fleet, response_id: str, *seen: list[bytes], **expected: Any) -> dict[str, Any]:
+async def checked(hosts: Fleet, response_id: str, *seen: View, **expected: Any) -> dict[str, Any]:
     """The response as every host answers it, after the invariants held."""
     await hosts.finished(response_id)
     await check_response(
@@ -32,8 +32,8 @@ async def checked(hosts: Fleet, response_id: str, *seen: list[bytes], **expected
         PRINCIPAL,
         response_id,
         seen=seen,
-        entries=len(hosts.entries[response_id]),
-        generation_of=entry_of,
+        entries=hosts.entered(response_id),
+        generation_of=hosts.generation_of(response_id),
         **expected,
     )
     answers = [await host.get(response_id) for host in hosts.hosts if not host.dead]
@@ -58,9 +58,9 @@ async def test_c2_streams_to_the_end_and_is_readable_after_but_not_replayed() ->
     async with fleet(Teller(3)) as hosts:
         host = hosts.host()
         reader = await host.stream({"input": "hi"})
-        frames = await reader.whole()
+        await reader.whole()
         response_id = await reader.response_id()
-        response = await checked(hosts, response_id, frames)
+        response = await checked(hosts, response_id, reader.view)
         assert response == reader.events[-1]["response"]
         with pytest.raises(StreamUnavailable):
             await host.replay(response_id)
@@ -100,8 +100,8 @@ async def test_c4_streams_while_it_runs(eager: bool) -> None:
         reader = await host.stream(background())
         await reader.until(3)
         assert not reader.ended
-        frames = await reader.whole()
-        response = await checked(hosts, await reader.response_id(), frames)
+        await reader.whole()
+        response = await checked(hosts, await reader.response_id(), reader.view)
         assert response == reader.events[-1]["response"]
         await hosts.quiet()
 
@@ -114,7 +114,7 @@ async def test_c4_survives_its_client(eager: bool) -> None:
         reader = await host.stream(background())
         response_id = await reader.response_id()
         await reader.leave()
-        response = await checked(hosts, response_id, reader.frames)
+        response = await checked(hosts, response_id, reader.view)
         assert response["status"] == "completed"
         assert len(reader.frames) < 10
 
@@ -306,7 +306,7 @@ async def test_a_large_request_and_a_large_answer_pass_through_blobs() -> None:
         assert await host.get(foreground["id"]) == foreground
         reader = await host.stream(background(text))
         frames = await reader.whole()
-        response = await checked(hosts, await reader.response_id(), frames)
+        response = await checked(hosts, await reader.response_id(), reader.view)
         assert len(text_of(response)) > 32 * 1024
         items = await host.input_items(response["id"])
         assert items["data"][0]["content"][0]["text"] == text

@@ -14,11 +14,12 @@ import pytest
 from protocol.requests import parse_create
 from resilience.context import ResponseContext
 from resilience.engine import Call
+from resilience.options import ResponsesServerOptions
 from storage.errors import StorageError
 from storage.seam import Fault, Moment, Operation
 from tests.support.engines import PRINCIPAL, Doubling, Fleet, Host, HostGone, background, fleet, until
 from tests.support.handlers import Teller
-from tests.support.invariants import check_response
+from tests.support.invariants import assert_chain, check_nothing_left, check_response
 from tests.support.virtual_time import VirtualTimeLoop
 
 type Json = dict[str, Any]
@@ -27,6 +28,11 @@ EVENT_LOOP = VirtualTimeLoop
 MOMENTS: tuple[Moment, ...] = ("before", "after")
 MOST_WRITES = 40
 A_DAY = 86_400.0
+AN_HOUR = 3_600.0
+STEERABLE = ResponsesServerOptions(resilient_background=True, steerable_conversations=True)
+
+RETENTION = 2 / 24
+"""Days: two hours."""
 
 KEYED = {"model": "m", "input": "keyed"}
 
@@ -98,6 +104,25 @@ async def _continue(victim: Host) -> None:
     await _wait_for(victim, await victim.create(background(previous_response_id=first["id"])))
 
 
+async def _steer_and_cancel(victim: Host) -> None:
+    # The handler is still there: when it is gone, a write to the chain alone lets the next turn begin.
+    first = await victim.create(background(conversation="talk"))
+    second = await victim.create(background(conversation="talk"))
+    await asyncio.sleep(0.7)
+    await victim.cancel(first["id"])
+    await _wait_for(victim, second)
+
+
+async def _finish(victim: Host) -> None:
+    await victim.create({"model": "m", "input": "hi"})
+
+
+async def _expire(victim: Host) -> None:
+    await _finish(victim)
+    await asyncio.sleep(RETENTION * A_DAY + 2 * AN_HOUR)
+    await victim.inside(victim.engine.expire())
+
+
 async def _wait_for(victim: Host, accepted: Json) -> None:
     async def ended() -> bool:
         return victim.dead or (await victim.get(accepted["id"]))["status"] in ("completed", "failed")
@@ -110,10 +135,12 @@ async def _survive(
 ) -> bool:
     """Lead a host to its death, and see that others finish what it began; False if it did not come there."""
     async with fleet(handler) as hosts:
+        settings: dict[str, Any] = {"options": STEERABLE, "retention_days": RETENTION}
         victim = (
-            hosts.host(queues=not operation.startswith("key."))  # a silent day is quickly over
+            # Without queues a silent day is quickly over.
+            hosts.host(queues=not operation.startswith(("key.", "expiry.")), **settings)
             if doubled is None
-            else hosts.host(line=partial(Doubling, write=doubled), eager_start=True)
+            else hosts.host(line=partial(Doubling, write=doubled), eager_start=True, **settings)
         )
         die_at(hosts, victim, operation, moment)
         with suppress(HostGone, StorageError, AssertionError):
@@ -122,25 +149,53 @@ async def _survive(
             await until(lambda: victim.dead, f"the death at {operation}:{moment}")
         if not victim.dead:
             return False
-        rescuer = hosts.host().serve_timer()
+        rescuer = hosts.host(**settings).serve_timer()
         if operation.startswith("key."):
             assert (await _keyed(rescuer, KEYED))["status"] in ("completed", "failed")
         await hosts.quiet()
-        for response_id in await hosts.ids():
-            await check_response(hosts.storage, PRINCIPAL, response_id)
+        ids = await hosts.ids()
+        for response_id in ids:
+            await check_response(hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id), crashes=1)
+        if operation is Operation.CHAIN_CONFIRM:
+            spans = [(each, float(place), float(place)) for place, each in enumerate(hosts.entries)]
+            await assert_chain(hosts.storage, PRINCIPAL, ids[0], spans, accepted=ids, crashes=1)
+        if operation.startswith("expiry."):
+            await _expires(hosts, rescuer)
         return True
 
 
+async def _expires(hosts: Fleet, host: Host) -> None:
+    """What is over goes with its time, whoever died on the way."""
+    ids = {*await hosts.ids(), *hosts.entries}
+    assert ids
+    await asyncio.sleep(RETENTION * A_DAY + 2 * AN_HOUR)
+    for _ in ids:
+        await host.inside(host.engine.expire())
+    assert not await hosts.ids()
+    for response_id in ids:
+        await check_nothing_left(hosts.storage, PRINCIPAL, response_id)
+
+
+LEADS: dict[Operation, Callable[[Host], Awaitable[None]]] = {
+    Operation.ROW_LIST: _continue,
+    Operation.ROW_DELETE: _accept_in_vain,
+    Operation.KEY_TIME: _use_key_twice,
+    Operation.KEY_REPLACE: _use_key_after_a_day,
+    Operation.EXPIRY_NOTE: _finish,
+    Operation.EXPIRY_DUE: _expire,
+    Operation.EXPIRY_DONE: _expire,
+}
+LOST_REPLIES: dict[Operation, Callable[[Host], Awaitable[None]]] = {
+    Operation.ROW_CONFIRM: _accept,
+    Operation.LEDGER_CONFIRM: _accept,
+    Operation.CHAIN_CONFIRM: _steer_and_cancel,
+}
+KILLED_HERE = frozenset({*LEADS, *LOST_REPLIES, Operation.KEY_RELEASE})
+"""At which operations a process dies in this module; the crash points of real processes leave these to it."""
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize(
-    ("operation", "lead"),
-    [
-        (Operation.ROW_LIST, _continue),
-        (Operation.ROW_DELETE, _accept_in_vain),
-        (Operation.KEY_TIME, _use_key_twice),
-        (Operation.KEY_REPLACE, _use_key_after_a_day),
-    ],
-)
+@pytest.mark.parametrize(("operation", "lead"), LEADS.items())
 async def test_a_death_on_a_rare_way_is_survived(
     operation: Operation, lead: Callable[[Host], Awaitable[None]], moment: Moment
 ) -> None:
@@ -148,9 +203,11 @@ async def test_a_death_on_a_rare_way_is_survived(
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("operation", [Operation.ROW_CONFIRM, Operation.LEDGER_CONFIRM])
-async def test_a_death_while_a_lost_reply_is_looked_after_is_survived(operation: Operation, moment: Moment) -> None:
-    deaths = [await _survive(_accept, operation, moment, write) for write in range(1, MOST_WRITES)]
+@pytest.mark.parametrize(("operation", "lead"), LOST_REPLIES.items())
+async def test_a_death_while_a_lost_reply_is_looked_after_is_survived(
+    operation: Operation, lead: Callable[[Host], Awaitable[None]], moment: Moment
+) -> None:
+    deaths = [await _survive(lead, operation, moment, write) for write in range(1, MOST_WRITES)]
     assert any(deaths)
 
 

@@ -10,7 +10,7 @@ from protocol import sse
 from protocol.errors import ResponseDeleted, ResponseNotFound
 from resilience.options import ResponsesServerOptions
 from tests.support.engines import PRINCIPAL, Fleet, Reader, background, deltas, fleet, until
-from tests.support.handlers import Teller, entry_of
+from tests.support.handlers import Teller
 from tests.support.invariants import check_response, check_stream
 from tests.support.virtual_time import VirtualTimeLoop
 
@@ -23,8 +23,9 @@ async def checked(hosts: Fleet, response_id: str, *readers: Reader, **expected: 
         hosts.storage,
         PRINCIPAL,
         response_id,
-        seen=[await reader.whole() for reader in readers],
-        generation_of=entry_of,
+        seen=[await reader.whole_view() for reader in readers],
+        entries=hosts.entered(response_id),
+        generation_of=hosts.generation_of(response_id),
         **expected,
     )
     return stored.frames

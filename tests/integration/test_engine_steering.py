@@ -94,7 +94,7 @@ async def test_a_steered_turn_runs_after_the_active_one_was_told(mode: Json, eag
         assert turns.order == [first, second["id"]]
         await rest(hosts, turns, first)
         for response_id in turns.order:
-            await check_response(hosts.storage, PRINCIPAL, response_id)
+            await check_response(hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id))
 
 
 @MODES
@@ -201,8 +201,8 @@ async def test_a_queued_background_turn_is_answered_at_once_as_queued(stream: bo
         turns.gates["first"].set()
         turns.gates["second"].set()
         await rest(hosts, turns, first)
-        seen = [await reader.whole()] if stream else []
-        await check_response(hosts.storage, PRINCIPAL, queued, seen=seen)
+        seen = [await reader.whole_view()] if stream else []
+        await check_response(hosts.storage, PRINCIPAL, queued, entries=hosts.entered(queued), seen=seen)
 
 
 @MODES
@@ -336,7 +336,7 @@ async def test_the_acceptor_makes_the_answer_of_a_queued_turn(eager: bool) -> No
         for text in ("first", "second"):
             turns.gates[text].set()
         await rest(hosts, turns, first)
-        await check_response(hosts.storage, PRINCIPAL, answer["id"])
+        await check_response(hosts.storage, PRINCIPAL, answer["id"], entries=hosts.entered(answer["id"]))
 
 
 @pytest.mark.parametrize("answer", [None, {}])

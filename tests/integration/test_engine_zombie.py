@@ -66,10 +66,10 @@ async def test_a_stopped_process_that_goes_on_changes_nothing(stream: bool, afte
             hosts.storage,
             PRINCIPAL,
             response_id,
-            seen=[watcher.frames] if watcher else [],
-            entries=len(hosts.entries[response_id]),
+            seen=[watcher.view] if watcher else [],
+            entries=hosts.entered(response_id),
             lost_leases=1,
-            generation_of=entry_of,
+            generation_of=hosts.generation_of(response_id),
         )
         assert {entry_of(event) for event in stored.events} <= {None, 1, 2}
         assert text_of(stored.snapshot or {}) == "".join(f"e2n{number} " for number in range(12))
@@ -114,9 +114,9 @@ async def test_a_write_that_was_under_way_for_minutes_is_refused(stream: bool, o
             hosts.storage,
             PRINCIPAL,
             response_id,
-            entries=len(hosts.entries[response_id]),
+            entries=hosts.entered(response_id),
             lost_leases=1,
-            generation_of=entry_of,
+            generation_of=hosts.generation_of(response_id),
         )
         await hosts.quiet()
 
@@ -151,9 +151,9 @@ async def test_a_challenger_that_slept_in_its_claim_does_not_write(stream: bool,
             hosts.storage,
             PRINCIPAL,
             response_id,
-            entries=len(hosts.entries[response_id]),
+            entries=hosts.entered(response_id),
             lost_leases=int(won_the_row),
-            generation_of=entry_of,
+            generation_of=hosts.generation_of(response_id),
         )
         assert text_of(stored.snapshot or {}) == "".join(f"e1n{number} " for number in range(6))
 
@@ -180,7 +180,13 @@ async def test_many_rivals_for_one_dead_owner_make_one_owner() -> None:
         await hosts.finished(response_id)
         assert len(hosts.entries[response_id]) == 2
         stored = await check_response(
-            hosts.storage, PRINCIPAL, response_id, entries=2, crashes=1, generation_of=entry_of, seen=[reader.frames]
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            entries=2,
+            crashes=1,
+            generation_of=hosts.generation_of(response_id),
+            seen=[reader.view],
         )
         assert stored.row.status == "completed"
         await hosts.quiet()
@@ -196,7 +202,7 @@ async def test_a_live_worker_that_was_declared_dead_is_displaced_by_its_own_proc
         other = hosts.host(queues=False)
         owner = (await hosts.row(response_id) or pytest.fail("no row")).owner
         await other.inside(other.engine.watch_message(f'{{"v":1,"worker":"{owner}"}}'))
-        frames = await reader.whole()
+        view = await reader.whole_view()
         row = await hosts.finished(response_id)
         assert row.status == "completed"
         assert row.owner != owner or len(hosts.entries[response_id]) == 1
@@ -204,10 +210,10 @@ async def test_a_live_worker_that_was_declared_dead_is_displaced_by_its_own_proc
             hosts.storage,
             PRINCIPAL,
             response_id,
-            seen=[frames],
-            entries=len(hosts.entries[response_id]),
+            seen=[view],
+            entries=hosts.entered(response_id),
             lost_leases=1,
-            generation_of=entry_of,
+            generation_of=hosts.generation_of(response_id),
         )
         await hosts.quiet()
 
@@ -224,8 +230,10 @@ async def test_a_foreground_run_declared_dead_tells_what_was_recorded() -> None:
         await until(lambda: hosts.row(response_id), seconds=30)
         assert (await other.get(response_id))["status"] == "failed"
         host.resume()
-        frames = await reader.whole()
-        stored = await check_response(hosts.storage, PRINCIPAL, response_id, seen=[frames])
+        view = await reader.whole_view()
+        stored = await check_response(
+            hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id), seen=[view]
+        )
         assert stored.row.status == "failed"
         assert await host.get(response_id) == reader.events[-1]["response"]
         await hosts.quiet()
@@ -250,7 +258,12 @@ async def test_an_owner_that_rolls_over_while_it_is_displaced_writes_nothing() -
         await hosts.finished(response_id)
         await asyncio.sleep(10)
         stored: Any = await check_response(
-            hosts.storage, PRINCIPAL, response_id, entries=2, lost_leases=1, generation_of=entry_of
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            entries=2,
+            lost_leases=1,
+            generation_of=hosts.generation_of(response_id),
         )
         assert len(stored.row.segments) > 3
         assert hosts.entries[response_id][1].host is rescuer
@@ -277,7 +290,14 @@ async def test_a_displaced_owner_is_refused_even_before_the_next_one_has_written
         rescuer.resume()
         row = await hosts.finished(response_id)
         assert (row.status, row.generation) == ("completed", 2)
-        await check_response(hosts.storage, PRINCIPAL, response_id, entries=2, lost_leases=1, generation_of=entry_of)
+        await check_response(
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            entries=2,
+            lost_leases=1,
+            generation_of=hosts.generation_of(response_id),
+        )
 
 
 async def test_a_challenger_that_finds_the_lease_free_after_its_successor_left_does_not_write() -> None:
@@ -311,8 +331,8 @@ async def test_a_challenger_that_finds_the_lease_free_after_its_successor_left_d
             hosts.storage,
             PRINCIPAL,
             response_id,
-            entries=len(hosts.entries[response_id]),
+            entries=hosts.entered(response_id),
             crashes=2,
             lost_leases=1,
-            generation_of=entry_of,
+            generation_of=hosts.generation_of(response_id),
         )

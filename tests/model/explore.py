@@ -63,10 +63,11 @@ def explore[S](
         if good(state):
             ends.append(number)
         for after in successors(state):
+            # Also of a step to where another one led before: what is wrong may be the step alone.
+            if what := wrong(state, after):
+                raise Violated(what, after)
             known = numbers.get(after)
             if known is None:
-                if what := wrong(state, after):
-                    raise Violated(what, after)
                 known = numbers[after] = len(numbers)
                 waiting.append(after)
             sources.append(number)

@@ -17,6 +17,8 @@ WALKS = 60
         pytest.param(begin(Bounds()), 20, id="undisturbed"),
         pytest.param(begin(Bounds(crashes=1)), 500, id="crash"),
         pytest.param(begin(Bounds(suspicions=1)), 10_000, id="suspicion"),
+        pytest.param(begin(Bounds(crashes=1, suspicions=1)), 150_000, id="crash-and-suspicion"),
+        pytest.param(begin(Bounds(responses=2, crashes=1)), 40_000, id="crash-of-two-runs"),
         pytest.param(begin(Bounds(crashes=1, cancels=1)), 5_000, id="crash-and-cancel"),
         pytest.param(begin(Bounds(crashes=1, hand_overs=1)), 5_000, id="crash-and-hand-over"),
         pytest.param(begin(Bounds(cancels=1, hand_overs=1)), 5_000, id="cancel-and-hand-over"),

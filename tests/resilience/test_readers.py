@@ -5,6 +5,7 @@ lies between the log and a client.
 """
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -19,7 +20,7 @@ from storage.connection import Storage
 from storage.driver import EVENTS
 from tests.support.azurite import AzuriteServer
 from tests.support.host import until
-from tests.support.invariants import check_response
+from tests.support.invariants import View, check_response
 from tests.support.servers import Deployment, body, deployment, frames_from
 
 READERS = 50
@@ -70,12 +71,14 @@ async def read(
     return frames
 
 
-async def restless(http: httpx.AsyncClient, response_id: str, chance: random.Random) -> list[bytes]:
-    """A client that loses its connection every few events and resumes behind the last one it saw; all its frames."""
-    frames: list[bytes] = []
-    while not frames or not sse.is_terminal(frames[-1]):
-        frames += await read(http, response_id, len(frames) - 1, limit=chance.randrange(3, 16))
-    return frames
+async def restless(http: httpx.AsyncClient, response_id: str, chance: random.Random) -> list[View]:
+    """A client that loses its connection every few events and resumes behind the last one it saw; what each gave."""
+    views: list[View] = []
+    seen = 0
+    while not views or not sse.is_terminal(views[-1].frames[-1]):
+        views.append(View(await read(http, response_id, seen - 1, limit=chance.randrange(3, 16)), seen - 1))
+        seen += len(views[-1].frames)
+    return views
 
 
 async def test_fifty_readers_and_restless_ones_see_the_same_bytes_over_the_death_of_the_worker(
@@ -91,10 +94,12 @@ async def test_fifty_readers_and_restless_ones_see_the_same_bytes_over_the_death
         cluster.hosts[1].kill()
         await cluster.start("--only", "queue")
     async with cluster.storage() as storage:
-        views = [*live, *(client.result() for client in clients)]
-        stored = await check_response(storage, "local", response_id, seen=views)
+        pieces = [client.result() for client in clients]
+        seen = [*(View(frames, ended=True) for frames in live), *itertools.chain(*pieces)]
+        stored = await check_response(storage, "local", response_id, seen=seen)
     assert [sse.event_type(frame) for frame in stored.frames].count("response.in_progress") == 2
-    for number, frames in enumerate(views):
+    wholes = [*live, *([frame for view in views for frame in view.frames] for views in pieces)]
+    for number, frames in enumerate(wholes):
         same = frames == stored.frames
         assert same, f"reader {number} has {len(frames)} of {len(stored.frames)} frames"
     chance = random.Random(4)

@@ -8,6 +8,7 @@ import asyncio
 import json
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from protocol.events import TERMINAL
 from resilience.crash_points import HANDLER_POINTS, MOMENTS, SETTING
 from storage.connection import Storage
 from storage.driver import RESPONSES
@@ -32,17 +34,29 @@ type Json = dict[str, Any]
 
 PRINCIPAL = "local"
 DEATH_SECONDS = 60.0
-END_SECONDS = 150.0
-"""A worker that died before it had a watch message is found by the sweep, which comes once a minute."""
+END_SECONDS = 240.0
+SWEEP_SECONDS = 5.0
+REST_LOOK_SECONDS = 0.5
 
 STEERABLE = "tests.support.agents.scripted:steerable_app"
 STEERED = 3
 """Events of the first turn after which the others come."""
 
 BALLAST = "x" * 40_000
-"""Enough for request and snapshot to be stored beside the row."""
+"""Enough for the request to be stored beside the row."""
 
-SCRIPT: Json = {"count": 6, "delay": 0.25, "checkpoint_every": 2, "ballast": BALLAST, "on_signal": "finish"}
+PAD = 9_000
+"""Enough for the later checkpoints and the outcome to be stored there too."""
+
+SCRIPT: Json = {
+    "count": 6,
+    "delay": 0.25,
+    "checkpoint_every": 2,
+    "pad": PAD,
+    "ballast": BALLAST,
+    "on_signal": "finish",
+    "remember": "there is a row of the chain, which goes with the response",
+}
 SETTINGS = {
     "RESPONSES_SEGMENT_BLOCKS": "5",
     "RESPONSES_IDLE_CLOSE_AFTER": "0.5",
@@ -112,7 +126,7 @@ class Case:
                 async with cluster.storage() as storage:
                     survivor = await WAYS[self.way](self, cluster)
                     await self._settle(survivor, storage, cluster)
-                    await self._judge(storage, cluster)
+                    await self._judge(storage, cluster, journal)
                     if self.steers:
                         await self._judge_turns(storage, journal)
 
@@ -121,8 +135,10 @@ class Case:
     async def ask(self, host: FunctionHost, enough: int = 10**9, **fields: Any) -> None:
         """Make a response and follow it while the host lives, or until so many events were seen."""
         script = {**SCRIPT, "delay": 0.8} if self.way == "leaving" else SCRIPT  # longer than the grace
-        if self.mode == "steer and cancel":
-            script = {**script, "on_signal": "ignore", "delay": 0.7}  # its handler is there when the cancel comes
+        if self.mode == "steer and cancel" or (self.way == "taking over" and self.steers):
+            script = {**script, "on_signal": "ignore", "delay": 0.7}  # its handler is there when the end comes
+        elif self.cancels and self.point.startswith("checkpoint"):
+            script = {**script, "on_signal": "ignore"}  # it gets as far as a checkpoint, whenever the cancel comes
         wanted = body(script, background=True, stream=self.mode != "background", **self._conversation, **fields)
         with suppress(httpx.HTTPError):
             async with httpx.AsyncClient(base_url=host.base_url, timeout=END_SECONDS) as http:
@@ -173,7 +189,11 @@ class Case:
         async def ended() -> bool:
             return not await left_to_do(storage, cluster.environment)
 
-        await eventually(ended, "everything at rest", END_SECONDS)
+        sweeping = asyncio.create_task(_sweep_often(cluster))
+        try:
+            await eventually(ended, "everything at rest", END_SECONDS, REST_LOOK_SECONDS)
+        finally:
+            sweeping.cancel()
 
     async def _cancel_definitely(self, host: FunctionHost) -> bool:
         async with httpx.AsyncClient(base_url=host.base_url, timeout=END_SECONDS) as http:
@@ -181,7 +201,8 @@ class Case:
             self.cancelled = self.cancelled or answer.status_code == 200
             return answer.status_code in (200, 400)
 
-    async def _judge(self, storage: Storage, cluster: Deployment) -> None:
+    async def _judge(self, storage: Storage, cluster: Deployment, journal: Path) -> None:
+        entries = Counter(entry.response_id for entry in read_entries(journal))
         rows = await storage.driver.query_entities(RESPONSES, row_key_prefix=ROW_PREFIX)
         ids = [row.row_key.removeprefix(ROW_PREFIX) for row in rows]
         told = {self.response_id, *self.later} - {""}
@@ -196,8 +217,12 @@ class Case:
                 PRINCIPAL,
                 response_id,
                 seen=[self.frames] if own else [],
+                entries=entries[response_id],
+                crashes=2,  # on some ways somebody went before the victim
                 cancelled=own and self.cancelled,
             )
+            if own and self.way in FRONT_LIVES and self.mode != "background":
+                assert json.loads(self.frames[-1].partition(b"data: ")[2])["type"] in TERMINAL, "cut off"
             if not (own and self.cancelled):
                 assert stored.row.status == "completed", f"{stored.row.status}: {stored.snapshot}\n{cluster.logs()}"
                 text = "".join(part["text"] for item in (stored.snapshot or {})["output"] for part in item["content"])
@@ -209,6 +234,16 @@ class Case:
             spans = [entry.span for entry in read_entries(journal)]
             told = [self.response_id, *self.later]
             await assert_chain(storage, PRINCIPAL, self.response_id, spans, accepted=told, crashes=2)
+
+
+async def _sweep_often(cluster: Deployment) -> None:
+    """Have whoever has timers sweep more often than once a minute: many cases, and most of each would be waiting."""
+    async with httpx.AsyncClient(timeout=END_SECONDS) as http:
+        while True:
+            for host in [host for host in cluster.hosts if host.running]:
+                with suppress(httpx.HTTPError):
+                    await http.post(f"{host.base_url}/admin/functions/sweep", json={})
+            await asyncio.sleep(SWEEP_SECONDS)
 
 
 async def _dies(victim: FunctionHost) -> None:
@@ -356,6 +391,9 @@ WAYS: dict[str, Callable[[Case, Deployment], Awaitable[FunctionHost]]] = {
     "asked": _asked,
 }
 
+FRONT_LIVES = ("running", "leaving")
+"""On these ways the client's own server survives: its stream has to reach the end."""
+
 STEER = ("steer", "steer and cancel")
 BACKGROUND_ONLY = ("background",)
 LOG_ONLY = ("stream", "cancel", *STEER)
@@ -387,6 +425,7 @@ PASSED: dict[str, dict[Operation, tuple[str, ...]]] = {
         Operation.LOG_ACQUIRE: LOG_ONLY,
         Operation.LOG_APPEND: LOG_ONLY,
         Operation.PAYLOAD_GET: ALL,
+        Operation.PAYLOAD_PUT: ("background", "stream"),
         Operation.ROW_READ: ALL,
         Operation.CHAIN_READ: STEER,
         Operation.CHAIN_REPLACE: ("steer and cancel",),
@@ -399,6 +438,10 @@ PASSED: dict[str, dict[Operation, tuple[str, ...]]] = {
         Operation.QUEUE_DELETE_WATCH: ALL,
     },
     "taking over": {
+        Operation.LEDGER_BEGIN: ALL,
+        Operation.LEDGER_COMMIT: ENDED,
+        Operation.LEDGER_END: ENDED,
+        Operation.QUEUE_SEND_WATCH: ALL,
         Operation.LEDGER_READ: ALL,
         Operation.LEDGER_MARK_DEAD: ALL,
         Operation.LEDGER_ENTRIES: ALL,
@@ -413,6 +456,9 @@ PASSED: dict[str, dict[Operation, tuple[str, ...]]] = {
     },
     "leaving": {
         Operation.LOG_RELEASE: ("stream",),
+        Operation.LOG_APPEND: ("stream",),
+        Operation.ROW_REPLACE: ("background", "stream"),
+        Operation.LEDGER_COMMIT: ("background", "stream"),
         Operation.QUEUE_SEND_START: ("background", "stream"),
     },
     "deleting": {
@@ -436,10 +482,14 @@ PASSED: dict[str, dict[Operation, tuple[str, ...]]] = {
 }
 
 
+PASSING = {("deleting", f"{Operation.LOG_DELETE}:after"): 2}
+"""Where the first call has no ``after``: the lease of a finished log is broken when a first try is refused."""
+
+
 def every_case() -> list[Case]:
     """A death at every point that a victim passes, on every way and in every mode that leads there."""
     cases = [
-        Case(way, f"{operation}:{moment}", mode=mode)
+        Case(way, f"{operation}:{moment}", PASSING.get((way, f"{operation}:{moment}"), 1), mode)
         for way, operations in PASSED.items()
         for operation, modes in operations.items()
         for mode in modes
@@ -455,6 +505,16 @@ def every_case() -> list[Case]:
         for passing in (5, 9)
         for mode in ALL[:2]
     ]
+    # The outcome, and checkpoints after the first one.
+    cases += [
+        Case("running", f"{operation}:{moment}", passing, mode)
+        for operation in (Operation.ROW_REPLACE, Operation.PAYLOAD_PUT)
+        for moment in MOMENTS
+        for passing in (2, 3)
+        for mode in ALL[:2]
+        if not (operation is Operation.PAYLOAD_PUT and passing == 3)
+    ]
+    cases += [Case("running", f"{Operation.ROW_REPLACE}:{moment}", 4, "stream") for moment in MOMENTS]
     # Turns that end in the middle of a chain, and at its end.
     cases += [
         Case(way, f"{operation}:{moment}", passing, "steer")

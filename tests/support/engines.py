@@ -25,16 +25,19 @@ from protocol.requests import parse_create
 from resilience.app import ResponsesApp
 from resilience.context import ResponseContext
 from resilience.engine import Call, Engine
+from resilience.log_context import fields
 from resilience.options import EngineSettings, ResponsesServerOptions
 from resilience.ownership import read_row
 from resilience.placement import partition_key, tenant_of
-from resilience.watch_pusher import ThreadPusher, WatchPusher
+from resilience.watch_pusher import Lost, Pushes, ThreadPusher, WatchPusher
 from storage.connection import Storage
 from storage.driver import WATCH_QUEUE, WORK_QUEUE, QueueMessage, QueueReceipt, StorageDriver
-from storage.errors import NotFound, PreconditionFailed, StorageError, StorageRejected, StorageUnavailable
+from storage.errors import NotFound, PreconditionFailed, StorageError, StorageUnavailable
 from storage.memory import MemoryDriver
 from storage.rows import ResponseRow
 from storage.seam import Moment, Seam
+from tests.support.handlers import entry_of
+from tests.support.invariants import View
 from tests.support.virtual_time import LoopClock
 
 type Json = dict[str, Any]
@@ -87,13 +90,11 @@ class TaskPusher:
         push: Callable[[QueueReceipt, float], QueueReceipt],
         receipt: QueueReceipt,
         settings: EngineSettings,
-        refused: Callable[[], None],
+        lost: Callable[[Lost], None],
     ) -> None:
         self._host = host
-        self._push = push
-        self._receipt = receipt
-        self._settings = settings
-        self._refused = refused
+        self._pushes = Pushes(push, receipt, settings, lost)
+        self._interval = settings.watch_push_interval
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -103,29 +104,24 @@ class TaskPusher:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        return self._receipt
-
-    def adopt(self, receipt: QueueReceipt) -> None:
-        self._receipt = receipt
+        return self._pushes.receipt
 
     async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.watch_push_interval)
+        pause: float | None = self._interval
+        while pause is not None:
+            await asyncio.sleep(pause)
             await self._host.passage()
-            try:
-                self._receipt = self._push(self._receipt, self._settings.watch_visibility)
-            except (NotFound, PreconditionFailed, StorageRejected):
-                self._refused()
-                return
-            except StorageError:
-                continue
+            pause = self._pushes.once()
 
 
 class Reader:
     """A client that reads a stream, frame by frame, in a task of its own."""
 
-    def __init__(self, host: "Host", frames: AsyncIterator[bytes], pause: float = 0.0) -> None:
+    def __init__(self, host: "Host", frames: AsyncIterator[bytes], pause: float = 0.0, after: int = -1) -> None:
+        self.host = host
         self.frames: list[bytes] = []
+        self.after = after
+        """The cursor that it gave."""
         self.ended = False
         """True once the stream ended in order."""
         self.error: BaseException | None = None
@@ -142,6 +138,11 @@ class Reader:
             self.ended = True
         except Exception as error:
             self.error = error
+
+    @property
+    def view(self) -> View:
+        """What was read, for the judge."""
+        return View(list(self.frames), self.after, self.ended)
 
     @property
     def events(self) -> list[Json]:
@@ -173,6 +174,11 @@ class Reader:
         if not self.ended:
             raise HostGone
         return self.frames
+
+    async def whole_view(self, *, seconds: float = 900) -> View:
+        """`whole`, for the judge."""
+        await self.whole(seconds=seconds)
+        return self.view
 
     async def leave(self) -> None:
         """Close the connection."""
@@ -244,10 +250,10 @@ class Host:
         push: Callable[[QueueReceipt, float], QueueReceipt],
         receipt: QueueReceipt,
         settings: EngineSettings,
-        refused: Callable[[], None],
+        lost: Callable[[Lost], None],
     ) -> WatchPusher:
         if not self._threads:
-            return TaskPusher(self, push, receipt, settings, refused)
+            return TaskPusher(self, push, receipt, settings, lost)
 
         def push_if_alive(newest: QueueReceipt, visibility: float) -> QueueReceipt:
             while not self.dead and not self._running.is_set():
@@ -256,7 +262,7 @@ class Host:
                 raise NotFound  # the thread of a killed process ends
             return push(newest, visibility)
 
-        return ThreadPusher(push_if_alive, receipt, settings, refused)
+        return ThreadPusher(push_if_alive, receipt, settings, lost)
 
     # -- life and death ---------------------------------------------------------------------------------------------
 
@@ -373,7 +379,7 @@ class Host:
         self, response_id: str, after: int = -1, *, principal: str = PRINCIPAL, pause: float = 0.0
     ) -> Reader:
         """``GET /responses/{id}?stream=true``."""
-        return Reader(self, await self.inside(self.engine.replay(principal, response_id, after)), pause)
+        return Reader(self, await self.inside(self.engine.replay(principal, response_id, after)), pause, after)
 
     async def get(self, response_id: str, *, principal: str = PRINCIPAL) -> Json:
         """``GET /responses/{id}``."""
@@ -469,13 +475,18 @@ class Host:
 
 
 class Entry:
-    """One entry into the handler."""
+    """One entry into the handler.
+
+    Attributes:
+        generation: the claim that led to it; who entered late may have the older one.
+    """
 
     def __init__(self, host: Host, context: ResponseContext, request: Json, signal: asyncio.Event) -> None:
         self.host = host
         self.context = context
         self.request = request
         self.signal = signal
+        self.generation = int(fields()["attempt_id"].partition("-")[0])
 
 
 class Fleet:
@@ -525,6 +536,22 @@ class Fleet:
         """`Host.crash`, from within the host."""
         host.dead = True
         self._killers.add(asyncio.get_running_loop().create_task(host.crash(), context=contextvars.Context()))
+
+    def entered(self, response_id: str) -> int:
+        """How often the handler was entered for a response (V7)."""
+        return len(self.entries.get(response_id, ()))
+
+    def generation_of(self, response_id: str) -> Callable[[Json], int | None]:
+        """Tells from a delta of a `Teller` under which claim its handler was entered (V5).
+
+        The entries of a response are numbered as they come, whichever claim is the newer one.
+        """
+
+        def told(event: Json) -> int | None:
+            number = entry_of(event)
+            return None if number is None else self.entries[response_id][number - 1].generation
+
+        return told
 
     async def row(self, response_id: str, principal: str = PRINCIPAL) -> ResponseRow | None:
         """The row as it stands."""

@@ -12,6 +12,7 @@ from resilience.context import ResponseContext
 type Json = dict[str, Any]
 
 _TOLD = re.compile(r"e(\d+)n\d+ ")
+_WORD = re.compile(r"e\d+n\d+")
 
 
 class Teller:
@@ -19,7 +20,8 @@ class Teller:
 
     Naive unless `checkpoints`: then each delta is a message of its own, followed by a checkpoint, and a recovered entry
     goes on behind what is persisted. With `hold` it waits for that event before the delta of that number, in the
-    entries that `held` names (all of them by default).
+    entries that `held` names (all of them by default). With `ballast` the first message has so many characters more:
+    every snapshot from there on is too large for its row.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Teller:
         hold: tuple[int, asyncio.Event] | None = None,
         held: Callable[[int], bool] = lambda entry: True,
         internal: str = "",
+        ballast: int = 0,
     ) -> None:
         self.count = count
         self.pause = pause
@@ -38,6 +41,7 @@ class Teller:
         self.hold = hold
         self.held = held
         self.internal = internal
+        self.ballast = ballast
         self.entries: Counter[str] = Counter()
         self.contexts: list[ResponseContext] = []
 
@@ -68,9 +72,14 @@ class Teller:
         done = len((context.persisted_response or {}).get("output") or []) if context.is_recovery else 0
         for number in range(done, self.count):
             await self._wait(entry, number)
-            async for event in stream.output_item_message(f"e{entry}n{number} "):
+            async for event in stream.output_item_message(self._message(entry, number)):
                 yield event
             yield stream.checkpoint()
+
+    async def _message(self, entry: int, number: int) -> AsyncIterator[str]:
+        yield f"e{entry}n{number} "
+        if self.ballast and number == 0:
+            yield "." * self.ballast + " "
 
     async def _words(self, entry: int) -> AsyncIterator[str]:
         for number in range(self.count):
@@ -93,3 +102,8 @@ def entry_of(event: Json) -> int | None:
 def text_of(response: Json) -> str:
     """All output text of a response."""
     return "".join(part["text"] for item in response["output"] for part in item.get("content") or ())
+
+
+def words_of(response: Json) -> list[str]:
+    """What a `Teller` told, without its ballast."""
+    return _WORD.findall(text_of(response))

@@ -3,32 +3,37 @@
 Invariants (the numbers are used in the messages):
 
 - V1: one terminal status, by row and as the last event. V2: numbers 0, 1, 2, … in the log, without gap.
-- V3, V4: what a client saw is a contiguous piece of the log, byte for byte; a resumed client got just the rest.
-- V5: no segment of an older generation behind one of a newer.
-- V6: the stored snapshot is the fold of the events; W4: the terminal event holds what a GET answers.
+- V3, V4: what a client saw is the log from its cursor on, byte for byte, and to the end if the server said so.
+- V5: no segment or event of an older generation behind one of a newer.
+- V6: the stored snapshot is what the events add up to, by a fold that is not the server's (`plain_fold`); W4: the
+  terminal event holds what a GET answers.
 - V7: handler entries are at most 1 + crashes + lost leases. V8: a cancelled response is cancelled, for ever.
 - V9: the turns of a chain ran once each, in the order of their numbers, one handler at a time (`assert_chain`).
-- V10: nothing is left of a deleted one but its marker.
+- V10: nothing is left of a deleted one but its marker, nothing at all of one that expired.
 
 Every frame is read with the `openai` package's types, every response object must have each field (W1).
 """
 
+import asyncio
+from base64 import b64decode
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from protocol import jsonio, sse
 from protocol.events import TERMINAL
-from protocol.fold import Fold
 from protocol.response import TERMINAL_STATUSES, strip_internal
 from resilience.ownership import CONTINUED, has_log, read_row
 from resilience.placement import partition_key, tenant_of
-from storage.chains import ChainRow
+from storage.azure import AzureDriver
+from storage.azure_clients import blocking_queue
+from storage.chains import CHAIN_ROW, ChainRow, own_chain_key
 from storage.connection import Storage
-from storage.driver import EVENTS, PAYLOADS, WORKERS
+from storage.driver import EVENTS, EXPIRY, IDEMPOTENCY, PAYLOADS, QUEUES, RESPONSES, WORKERS
 from storage.memory import MemoryDriver
 from storage.rows import ResponseRow
+from tests.support.plain_fold import snapshot_after, snapshots
 from tests.support.stream_oracle import MODELS, assert_response, assert_valid
 
 type Json = dict[str, Any]
@@ -73,7 +78,28 @@ NULLABLE = [
     "safety_identifier",
     "prompt_cache_key",
 ]
+MOST_PEEKED = 32
 USAGE = ("input_tokens", "input_tokens_details", "output_tokens", "output_tokens_details", "total_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one connection of a client saw of a response.
+
+    Attributes:
+        frames: what came, keep-alive comments included or not.
+        after: the cursor that the client gave (B4); -1 for the whole, and for the answer to a POST.
+        ended: the server ended the stream in order, and not because of its own time limit or a storage that was
+            silent (R13): nothing may be missing behind `frames`.
+    """
+
+    frames: Sequence[bytes]
+    after: int = -1
+    ended: bool = False
+
+
+type Seen = View | Sequence[bytes]
+"""A view, or the frames alone of a stream from its beginning that may have broken off anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +140,7 @@ async def check_response(
     principal: str,
     response_id: str,
     *,
-    seen: Iterable[Sequence[bytes]] = (),
+    seen: Iterable[Seen] = (),
     entries: int | None = None,
     crashes: int = 0,
     lost_leases: int = 0,
@@ -127,12 +153,12 @@ async def check_response(
         storage: the account, through no seam with faults.
         principal: who made the response.
         response_id: which.
-        seen: what each client saw, as frames; keep-alive comments are passed over.
-        entries: how often the handler was entered, where that is known.
+        seen: what each client saw; of a foreground response, which is told once, only what was seen to its end.
+        entries: how often the handler was entered; None where nobody counts, and V7 cannot be judged.
         crashes: how many of its owners were killed.
         lost_leases: how many of its owners were displaced while alive.
         cancelled: whether a cancel of it was acknowledged.
-        generation_of: tells from an event which entry produced it, where the test's handler says so (V5).
+        generation_of: tells from an event which claim's handler said it, as far as that is known (V5).
     """
     stored = await read_stored(storage, principal, response_id)
     row = stored.row
@@ -146,7 +172,7 @@ async def check_response(
     assert stored.snapshot["status"] == row.status, "V6: row and snapshot disagree"
     assert stored.snapshot["id"] == response_id
     check_body(strip_internal(stored.snapshot))
-    views = [view for each in seen if (view := _without_comments(each))]
+    views = [_view(each) for each in seen]
     if has_log(row):
         check_stream(stored.frames, stored.snapshot)
         for view in views:
@@ -156,7 +182,9 @@ async def check_response(
     else:
         assert not stored.frames, "there is a log where none belongs"
         for view in views:  # a foreground client is the only witness of its stream
-            check_stream(view, stored.snapshot)
+            assert view.after == -1, "B2: a stream without a log was resumed"
+            if view.frames:
+                check_stream(view.frames, stored.snapshot)
     return stored
 
 
@@ -177,10 +205,10 @@ def check_stream(frames: Sequence[bytes], snapshot: Json | None = None) -> list[
     assert names[0] == "response.created", f"B8: {names[0]} is the first event"
     assert names.count("response.created") == 1, "R7: response.created stands twice"
     final = events[-1]["response"]
-    assert _fold(events) == final, "V6: the terminal event says something else than the fold"
+    _check_fold(events)
     _check_texts(events)
     if snapshot is not None:
-        assert final == strip_internal(snapshot), "W4: the terminal event says something else than a GET"
+        assert final == strip_internal(snapshot), "V6, W4: the terminal event says something else than a GET"
         expected = "response.failed" if snapshot["status"] == "cancelled" else f"response.{snapshot['status']}"
         assert names[-1] == expected, f"V1: {names[-1]} ends a {snapshot['status']} response"
     return events
@@ -233,12 +261,19 @@ def check_body(response: Json) -> None:
     assert_response(_with_known_code(response))
 
 
-def check_view(log: Sequence[bytes], view: Sequence[bytes]) -> None:
-    """Assert that a client saw a contiguous piece of the log, and nothing else (V2, V3, V4)."""
-    if not view:
-        return
-    first = sse.sequence_of(view[0])
-    assert list(log[first : first + len(view)]) == list(view), "V3/V4: a client saw something else than the log"
+def check_view(log: Sequence[bytes], seen: Seen) -> None:
+    """Assert that a client saw the log from its cursor on, and all of it if its stream ended in order (V3, V4)."""
+    view = _view(seen)
+    known = set(log)
+    foreign = [frame for frame in view.frames if frame not in known]
+    assert not foreign, f"V4: a client saw what is not in the log: {foreign[0][:200]!r}"
+    assert view.after >= -1, f"B4: no cursor is {view.after}"
+    rest = list(log[view.after + 1 :])
+    numbers = [sse.sequence_of(frame) for frame in view.frames]
+    same = list(view.frames) == rest[: len(view.frames)]
+    assert same, f"V3: behind {view.after} a client saw the numbers {numbers}, the log has {len(log)}"
+    complete = not view.ended or len(view.frames) == len(rest)
+    assert complete, f"V3: the stream behind {view.after} ended after {len(view.frames)} of {len(rest)} frames"
 
 
 async def assert_chain(
@@ -306,26 +341,81 @@ async def _failed_with_its_worker(storage: Storage, row: ResponseRow) -> bool:
     return "shutdown_reason" in ((snapshot.get("error") or {}).get("additionalInfo") or {})
 
 
-async def check_nothing_left(storage: Storage, principal: str, response_id: str) -> None:
-    """Assert that a deleted response left nothing but its marker (V10)."""
+async def check_nothing_left(storage: Storage, principal: str, response_id: str, *, expired: bool = False) -> None:
+    """Assert that a deleted response left nothing but its marker (V10).
+
+    As long as the marker stands, so does the claim of its idempotency key (I1), and the note that it is to expire. Of
+    the messages on a real service only those are seen that are visible.
+
+    Args:
+        storage: the account, through no seam with faults.
+        principal: who made the response.
+        response_id: which.
+        expired: its time was over: neither marker, claim nor note is left.
+    """
     key = partition_key(tenant_of(principal), response_id)
     for container in (EVENTS, PAYLOADS):
         left = await storage.driver.list_blobs(container, f"{key}/{response_id}")
         assert not left, f"V10: {left} left in {container}"
     row = await read_row(storage, key, response_id)
     if row is not None:
-        assert row.deleted, "V10: the row is no marker"
-        assert not row.request.inline, "V10: the request is left"
-        assert row.request.blob is None, "V10: the request is left"
-        assert row.snapshot is None, "V10: the snapshot is left"
-        assert not row.segments, "V10: segments are left"
-        assert not row.conversation, "V10: the conversation is left"
-        assert not row.principal, "V10: the principal is left"
+        _check_marker(row)
     open_runs = await storage.driver.query_entities(WORKERS, row_key=f"run-{response_id}")
     assert not open_runs, "V10: it is open in a ledger"
-    if isinstance(storage.driver, MemoryDriver):
-        left = [message.text for queue in storage.driver.queues.values() for message in queue]
-        assert not any(response_id in text for text in left), "V10: a message is left"
+    await _check_chains(storage, key, response_id, is_marked=row is not None)
+    claims = await storage.driver.query_entities(IDEMPOTENCY, partition_key=tenant_of(principal))
+    named = {claim.row_key for claim in claims if claim.properties.get("response_id") == response_id}
+    assert named <= ({row.request_key} if row else set()), "V10: an idempotency key stands for it"
+    if expired:
+        assert row is None, "V10: the marker is left"
+        notes = await storage.driver.query_entities(EXPIRY)
+        noted = [note.row_key for note in notes if response_id in str(note.properties["responses"])]
+        assert not noted, f"V10: {noted} name it as something that is to expire"
+    texts = await messages(storage)
+    assert not any(response_id in text for text in texts), "V10: a message is left"
+
+
+def _check_marker(row: ResponseRow) -> None:
+    assert row.deleted, "V10: the row is no marker"
+    assert not row.request.inline, "V10: the request is left"
+    assert row.request.blob is None, "V10: the request is left"
+    assert row.snapshot is None, "V10: the snapshot is left"
+    assert not row.segments, "V10: segments are left"
+    assert not row.conversation, "V10: the conversation is left"
+    assert not row.principal, "V10: the principal is left"
+
+
+async def _check_chains(storage: Storage, key: str, response_id: str, *, is_marked: bool) -> None:
+    """The chain that a response was for itself is gone; that of its partition does not go on from it.
+
+    The chain of a conversation outlives its turns, and keeps the name of the last one after that has expired.
+    """
+    kept = await storage.driver.query_entities(RESPONSES, partition_key=key, row_key=own_chain_key(response_id))
+    assert not kept, "V10: its chain is left"
+    chain = await storage.chains.read(key, CHAIN_ROW)
+    names = {chain.ending, *(name for turn in chain.unfinished for name in (turn.id, turn.previous))}
+    if is_marked:
+        names |= {chain.last, chain.alternate}
+    assert response_id not in names, f"V10: its chain goes on from it: {chain}"
+
+
+async def messages(storage: Storage) -> list[str]:
+    """The texts of all messages that can be looked at without taking them."""
+    driver = storage.driver
+    if isinstance(driver, MemoryDriver):
+        return [message.text for queue in driver.queues.values() for message in queue]
+    assert isinstance(driver, AzureDriver)
+    settings = driver._settings
+
+    def peek(queue: str) -> list[str]:
+        with blocking_queue(settings, queue) as client:
+            return [
+                str(b64decode(message.content), "utf-8", "replace") for message in client.peek_messages(MOST_PEEKED)
+            ]
+
+    return [
+        text for texts in await asyncio.gather(*(asyncio.to_thread(peek, name) for name in QUEUES)) for text in texts
+    ]
 
 
 async def check_nothing_recorded(storage: Storage, principal: str) -> None:
@@ -379,11 +469,28 @@ def _with_known_code(response: Json) -> Json:
     return {**response, "error": {**error, "code": "server_error"}}
 
 
-def _fold(events: Sequence[Json]) -> Json:
-    fold = Fold(events[0]["response"])
-    for event in events:
-        fold.apply(event)
-    return fold.snapshot()
+def _check_fold(events: Sequence[Json]) -> None:
+    """V6: the terminal event says what its reader has by then; it repeats every field, and takes no output back.
+
+    A response that fails may fall back to what was persisted, which is what its reader had at some moment. If it
+    failed because its events could not be stored, its output has more than they told.
+    """
+    final = events[-1]["response"]
+    assert snapshot_after(events) == final, "V6: the terminal event leaves out fields that there were"
+    error = final["error"] or {}
+    if final["status"] == "cancelled" or error.get("code") == "storage_error":
+        return
+    wanted = _cut_short(final["output"])
+    if final["status"] == "failed":
+        told = any(_cut_short(state["output"]) == wanted for state in snapshots(events[:-1]))
+    else:
+        told = _cut_short(snapshot_after(events[:-1])["output"]) == wanted
+    assert told, f"V6: the response ends with another output than its events: {str(wanted)[:1000]}"
+
+
+def _cut_short(output: Sequence[Json]) -> list[Json]:
+    """Items as they are when their response ends before them."""
+    return [{**item, "status": "incomplete"} if item.get("status") == "in_progress" else item for item in output]
 
 
 def _check_texts(events: Sequence[Json]) -> None:
@@ -422,5 +529,7 @@ def _check_generations(events: Iterable[Json], generation_of: Callable[[Json], i
     assert told == sorted(told), f"V5: events of the generations {told}"
 
 
-def _without_comments(view: Sequence[bytes]) -> list[bytes]:
-    return [frame for frame in view if not frame.startswith(b":")]
+def _view(seen: Seen) -> View:
+    """As a view, without keep-alive comments."""
+    view = seen if isinstance(seen, View) else View(seen)
+    return replace(view, frames=[frame for frame in view.frames if not frame.startswith(b":")])

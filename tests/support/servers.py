@@ -85,12 +85,14 @@ def events_of(data: bytes) -> list[dict[str, Any]]:
     return [sse.decode(frame) for frame in frames_of(data)]
 
 
-async def eventually(condition: Callable[[], Awaitable[object]], what: str, seconds: float = 30) -> None:
-    """Wait until an asynchronous condition holds."""
+async def eventually(
+    condition: Callable[[], Awaitable[object]], what: str, seconds: float = 30, pause: float = 0.05
+) -> None:
+    """Wait until an asynchronous condition holds; look at it anew after a pause."""
     deadline = time.monotonic() + seconds
     while not await condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(pause)
 
 
 async def frames_from(response: httpx.Response) -> AsyncIterator[bytes]:

@@ -3,11 +3,13 @@
 Keys, all optional:
 
 - `count`, `delay`: so many text deltas `"<n> "`, `delay` seconds apart;
+- `pad`: each delta is made so many characters long, with blanks;
 - `delay_again`: the same in an entry after the first, to be done sooner;
 - `checkpoint_every`: each so many deltas are an item of their own, followed by a checkpoint; a recovered handler goes
   on behind them;
 - `end`: `completed` (default), `incomplete`, `failed`, `nothing`, `raise`, `refuse` (a ValueError), `hang`;
 - `raise_first`: `true` raises (or refuses, as `end` says) before any event;
+- `remember`: put into the chain's metadata before anything else;
 - `invalid`: `true` yields something that is no event, after the first delta;
 - `on_signal`: `stop` (default) ends without an outcome when the signal is set, `finish` completes with what there is,
   `ignore` goes on;
@@ -57,6 +59,9 @@ async def _events(
 ) -> AsyncGenerator[Any]:
     if script.get("raise_first"):
         _raise(script)
+    if "remember" in script:
+        context.conversation_chain_metadata["remembered"] = script["remember"]
+        await context.conversation_chain_metadata.flush()
     done = context.persisted_response if script.get("checkpoint_every") else None
     if done is None:
         stream = ResponseEventStream(response_id=context.response_id, request=request)
@@ -101,7 +106,7 @@ async def _message(
             if script.get("on_signal") == "finish":
                 break
             return
-        yield text.emit_delta(f"{number} ")
+        yield text.emit_delta(f"{number} ".ljust(int(script.get("pad", 0))))
         if script.get("invalid"):
             yield {"type": "no.such.event"}
     yield text.emit_text_done()
