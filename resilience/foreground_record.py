@@ -64,6 +64,8 @@ class ForegroundRecord:
         self._entry = entry
         self._request_key = request_key
         self._storing: asyncio.Task[None] | None = None
+        self._is_settled = False
+        """True once an outcome stands, or nothing is left of the run: nobody has to look after it any more."""
         self.is_stored = disposition is Disposition.FOREGROUND
 
     @property
@@ -110,9 +112,11 @@ class ForegroundRecord:
         while True:
             try:
                 await self._drop()
-                return
             except StorageUnavailable:
                 await asyncio.sleep(STORAGE_RETRY_SECONDS)
+            else:
+                self._is_settled = True
+                return
 
     async def _drop(self) -> None:
         if self._request_key is not None:
@@ -121,7 +125,14 @@ class ForegroundRecord:
             await self._runtime.storage.payloads.delete_all(self._key, self._record.response_id)
 
     async def leave(self) -> None:
-        """The handler is gone: nothing is left to do for this run if this worker dies, once its outcome is stored."""
+        """The handler is gone: nothing is left to do for this run if this worker dies, once its outcome is stored.
+
+        A run that broke off has none yet: it failed. Its id may have been told (V1), and a turn blocks its chain.
+        """
+        if self._storing is None and self._entry is not None and not self._is_settled:
+            base = self._record.snapshot(self._runtime.app.options.default_model, "in_progress")
+            stubborn = self._write_stubbornly(failed(base, "server_error", GENERIC_FAILURE), -1, seen=True)
+            self._storing = self._runtime.spawn(stubborn, f"storing-{self._record.response_id}")
         if self._storing is None:
             await self._close()
         else:
@@ -129,7 +140,8 @@ class ForegroundRecord:
 
     async def _leave_later(self, storing: asyncio.Task[None]) -> None:
         await asyncio.wait({storing})
-        await self._close()
+        if self._is_settled:  # else the entry stays open: whoever adopts it makes the outcome
+            await self._close()
 
     async def _close(self) -> None:
         if self._entry is not None:
@@ -172,8 +184,10 @@ class ForegroundRecord:
                 row = replace(row, **await self._outcome(snapshot, last_sequence))
                 try:
                     await self._runtime.storage.rows.insert(row, mark=mark)
+                    self._is_settled = True
                 except AlreadyExists:
                     stands = await self._runtime.storage.rows.read(self._key, self._record.response_id)
+                    self._is_settled = True
                     return await self._snapshot_in(stands)
         return snapshot
 
@@ -243,7 +257,7 @@ class TurnRecord(ForegroundRecord):
             row = await read_row(self._runtime.storage, self._key, self.row.id)
         except StorageUnavailable:
             return None  # it is looked at again in a moment
-        self._has_left = True
+        self._has_left = self._is_settled = True
         if row is None or row.status not in TERMINAL_STATUSES:
             raise StorageError("A turn left its chain without an outcome.")
         return await self._snapshot_in(row)
@@ -297,18 +311,6 @@ class TurnRecord(ForegroundRecord):
                     self.row = row or self.row
         await super()._drop()
 
-    async def leave(self) -> None:
-        if not self._has_left and self._storing is None:  # nobody else would take it out of the chain
-            snapshot = failed(
-                self._record.snapshot(self._runtime.app.options.default_model, "in_progress"),
-                "server_error",
-                GENERIC_FAILURE,
-            )
-            self._storing = self._runtime.spawn(
-                self._write_stubbornly(snapshot, -1, seen=True), f"storing-{self.row.id}"
-            )
-        await super().leave()
-
     async def _close(self) -> None:
         """Start the next turn; the entry stays open until that is done."""
         while self._next is not None:
@@ -338,11 +340,11 @@ class TurnRecord(ForegroundRecord):
         try:
             await self._replace(changes, leave)
         except OwnershipLost as lost:
-            self._has_left = True
+            self._has_left = self._is_settled = True
             if lost.row is None:
                 raise
             return await self._snapshot_in(lost.row)
-        self._has_left = True
+        self._has_left = self._is_settled = True
         if self.chain.ending != self.row.id:  # who only waited starts nobody
             self._next = self.chain if ran else replace(self.chain, active=None)
         return snapshot

@@ -1,0 +1,168 @@
+"""A key always leads somewhere: whatever reply was lost, it stands for a response or is free again (I1)."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from protocol.errors import ApiError, ConversationLocked
+from resilience.context import ResponseContext
+from resilience.options import ResponsesServerOptions
+from storage.errors import StorageUnavailable
+from storage.seam import Fault
+from tests.support.engines import Host, fleet, until
+from tests.support.handlers import Teller
+from tests.support.turns import Turns, until_opened
+from tests.support.virtual_time import VirtualTimeLoop
+
+EVENT_LOOP = VirtualTimeLoop
+
+LOCKING = ResponsesServerOptions(resilient_background=True)
+
+LARGE = "x" * 40_000
+"""Enough for a request that is stored beside its row."""
+
+type Json = dict[str, Any]
+
+
+async def ask(host: Host, body: Json, key: str = "k") -> Json:
+    """The response; an answer that never comes is an error after a minute."""
+    async with asyncio.timeout(60):
+        return await host.create(body, idempotency_key=key)
+
+
+class Refusing:
+    """Refuses its first request, after a while, and answers those that follow."""
+
+    def __init__(self) -> None:
+        self.entries = 0
+
+    async def __call__(self, request: Json, context: ResponseContext, signal: asyncio.Event) -> AsyncIterator[Any]:
+        self.entries += 1
+        if self.entries == 1:
+            await asyncio.sleep(0.5)
+            raise ValueError("not this one")
+        async for event in Teller(1)(request, context, signal):
+            yield event
+
+
+async def test_a_claim_whose_reply_was_lost_leaves_its_key_to_the_next_request() -> None:
+    async with fleet(Teller(1)) as hosts:
+        host = hosts.host()
+        host.seam.inject(Fault(operation="key.claim", kind="after", times=1))
+        with pytest.raises(StorageUnavailable):
+            await host.create({"input": "hi"}, idempotency_key="k")
+        made = await ask(host, {"input": "hi"})
+        assert made["status"] == "completed"
+        assert await hosts.ids() == [made["id"]]
+        await hosts.quiet()
+
+
+async def test_a_worker_that_died_behind_the_lost_reply_of_its_claim_leaves_a_failed_response() -> None:
+    """The key could not be given back: the ledger still says what it stands for."""
+    async with fleet(Teller(1)) as hosts:
+        host, other = hosts.host(), hosts.host()
+        host.seam.inject(Fault(operation="key.claim", kind="after", times=1))
+        host.seam.inject(Fault(operation="key.release", kind="before"))
+        with pytest.raises(StorageUnavailable):
+            await host.create({"input": "hi"}, idempotency_key="k")
+        await host.crash()
+        made = await ask(other, {"input": "hi"})
+        assert made["status"] == "failed"
+        assert made["error"]["additionalInfo"]["shutdown_reason"] == "crash_recovery"
+        assert await ask(other, {"input": "hi"}) == made
+
+
+async def test_a_refusal_gives_its_key_back_though_storage_hiccups() -> None:
+    handler = Refusing()
+    async with fleet(handler) as hosts:
+        host = hosts.host()
+        fault = host.seam.inject(Fault(operation="key.release", kind="before", times=1))
+        with pytest.raises(ApiError) as refused:
+            await host.create({"input": "hi"}, idempotency_key="k")
+        assert refused.value.status == 400
+        assert fault.hits == 1
+        made = await ask(host, {"input": "hi"})
+        assert (made["status"], handler.entries) == ("completed", 2)
+
+
+async def test_a_refusal_is_told_while_its_key_cannot_be_given_back_and_the_key_is_free_later() -> None:
+    handler = Refusing()
+    async with fleet(handler) as hosts:
+        host = hosts.host(finish_patience=5.0)
+        fault = host.seam.inject(Fault(operation="key.release", kind="before"))
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(ApiError):
+            await host.create({"input": "hi"}, idempotency_key="k")
+        assert asyncio.get_running_loop().time() - began < 7
+        again = asyncio.ensure_future(ask(host, {"input": "hi"}))
+        await asyncio.sleep(10)
+        assert not again.done()
+        fault.remove()
+        assert (await again)["status"] == "completed"
+        await hosts.quiet()
+
+
+async def test_a_turn_that_found_its_conversation_locked_gives_its_key_back_though_storage_hiccups() -> None:
+    turns = Turns(until_opened)
+    async with fleet(turns) as hosts:
+        host = hosts.host(options=LOCKING)
+        first = await host.create({"input": "first", "conversation": "c", "background": True})
+        await until(lambda: turns.entered("first"))
+        fault = host.seam.inject(Fault(operation="key.release", kind="before", times=1))
+        with pytest.raises(ConversationLocked):
+            await host.create({"input": "second", "conversation": "c"}, idempotency_key="k")
+        assert fault.hits == 1
+        for text in ("first", "second"):
+            turns.gates[text].set()
+        await hosts.finished(first["id"])
+        made = await ask(host, {"input": "second", "conversation": "c"})
+        assert made["status"] == "completed"
+
+
+async def test_a_turn_that_could_not_be_recorded_gives_its_key_back() -> None:
+    async with fleet(Turns()) as hosts:
+        host = hosts.host(options=LOCKING)
+        host.seam.inject(Fault(operation="row.insert", kind="before", times=2))
+        with pytest.raises(StorageUnavailable):
+            await host.create({"input": "hi", "conversation": "c"}, idempotency_key="k")
+        made = await ask(host, {"input": "hi", "conversation": "c"})
+        assert made["status"] == "completed"
+        assert await hosts.ids() == [made["id"]]
+        await hosts.quiet()
+
+
+async def test_a_refused_background_turn_keeps_its_key_so_that_all_who_try_make_one_response() -> None:
+    """Who was refused is slow; meanwhile another makes the response, and a third asks for it."""
+    turns = Turns(until_opened)
+    async with fleet(turns) as hosts:
+        slow, other, third = (hosts.host(options=LOCKING, queues=queues) for queues in (False, True, True))
+        first = await other.create({"input": "first", "conversation": "c", "background": True})
+        await until(lambda: turns.entered("first"))
+        releasing = slow.pause_at("key.release")
+        body = {"input": "second", "conversation": "c", "background": True}
+        refused = asyncio.ensure_future(slow.create(body, idempotency_key="k"))
+        await until(lambda: refused.done() or releasing.is_set())
+        for text in ("first", "second"):
+            turns.gates[text].set()
+        await hosts.finished(first["id"])
+        made = await ask(other, body)
+        await hosts.finished(made["id"])
+        slow.resume()
+        with pytest.raises(ConversationLocked):
+            await refused
+        assert (await ask(third, body))["id"] == made["id"]
+        assert sorted(await hosts.ids()) == sorted([first["id"], made["id"]])
+
+
+async def test_a_repeated_request_leaves_nothing_of_its_own_behind() -> None:
+    async with fleet(Teller(1)) as hosts:
+        host = hosts.host()
+        made = await host.create({"input": LARGE}, idempotency_key="k")
+        await hosts.quiet()
+        stored = await hosts.storage.driver.list_blobs("payloads", "")
+        for _ in range(3):
+            assert (await ask(host, {"input": LARGE}))["id"] == made["id"]
+        await hosts.quiet()
+        assert await hosts.storage.driver.list_blobs("payloads", "") == stored
