@@ -31,6 +31,7 @@ from resilience.idempotency import RequestKey
 from resilience.log_end import EMPTY
 from resilience.ownership import Ownership, read_row
 from resilience.placement import tenant_in
+from resilience.predecessor import undeleted_before
 from resilience.record import RequestRecord
 from resilience.rows import first_row
 from resilience.run_context import context_of
@@ -363,7 +364,7 @@ def _runs(runtime: Runtime, row: ResponseRow, worker_id: str) -> bool:
 async def _leave_chain(runtime: Runtime, row: ResponseRow) -> None:
     chain = await runtime.storage.chains.read(row.partition_key)
     if chain.turn(row.id) is None:  # somebody ran it to its end
-        left = chain.continued_from(row.previous_response_id, instead_of=row.id)
+        left = chain.continued_from(await undeleted_before(runtime, row), instead_of=row.id)
     else:
         left = chain.without_trace(row.id)
     await runtime.storage.chains.delete_row(row, left)

@@ -12,6 +12,7 @@ from protocol.response import TERMINAL_STATUSES
 from resilience.acceptance import remove_blobs
 from resilience.ownership import OwnershipLost, read_row, replace_row, replace_with_chain
 from resilience.placement import tenant_in
+from resilience.predecessor import undeleted_before
 from resilience.rows import is_unseen
 from resilience.runtime import Runtime
 from storage.chains import ChainRow, own_chain_key
@@ -62,7 +63,7 @@ async def _mark_in_chain(runtime: Runtime, row: ResponseRow) -> None:
     patience = runtime.settings.finish_patience
     while True:
         seen = await runtime.storage.chains.read(row.partition_key)
-        before = await _undeleted_before(runtime, row) if _is_continued(seen, row.id) else ""
+        before = await undeleted_before(runtime, row) if _is_continued(seen, row.id) else ""
         forget = partial(_forget, seen, row.id, before)
         try:
             await replace_with_chain(runtime.storage, _marker(row), forget, patience, known=seen)
@@ -80,28 +81,6 @@ def _forget(seen: ChainRow, response_id: str, before: str, chain: ChainRow) -> C
 def _is_continued(chain: ChainRow, response_id: str) -> bool:
     """True if a turn that came, or may come, follows this one."""
     return response_id in (chain.last, *(turn.previous for turn in chain.unfinished))
-
-
-async def _undeleted_before(runtime: Runtime, row: ResponseRow) -> str:
-    previous = row.previous_response_id
-    while previous:
-        earlier = await read_row(runtime.storage, row.partition_key, previous)
-        if earlier is None or not earlier.deleted:
-            return previous
-        row = earlier
-        previous = row.previous_response_id
-    return await _turn_below(runtime, row) if row.turn > 1 else ""
-
-
-async def _turn_below(runtime: Runtime, row: ResponseRow) -> str:
-    """The newest undeleted turn with a lower number: a turn of a conversation does not say whom it follows.
-
-    Not one whose client went away (B17): that was retracted, and what came after it follows the one before.
-    """
-    rows = await runtime.storage.rows.list_partition(row.partition_key)
-    standing = [each for each in rows if not each.deleted and (each.background or each.status != "cancelled")]
-    below = [each for each in standing if 0 < each.turn < row.turn]
-    return max(below, key=lambda each: each.turn).id if below else ""
 
 
 def _marker(row: ResponseRow) -> ResponseRow:

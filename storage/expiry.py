@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 import orjson
 
-from storage.driver import EXPIRY, Delete, Insert, StorageDriver
+from storage.driver import EXPIRY, Delete, Entity, Insert, StorageDriver
 from storage.errors import AlreadyExists, MalformedRecord, NotFound
 from storage.seam import Operation, Seam
 
@@ -65,16 +65,13 @@ class Expiry:
 
     async def due(self, before: float, limit: int) -> list[Due]:
         """The oldest of what was noted in hours that were over at that Unix time."""
-        call = self._driver.query_entities(EXPIRY, partition_before=hour_of(before), limit=limit)
-        due = []
-        for entity in await self._seam.run(Operation.EXPIRY_DUE, call):
-            try:
-                responses = _responses(entity.properties.get("responses"))
-            except MalformedRecord:  # the others must not wait for it
-                _log.exception("row %s of the expiry index cannot be read", entity.row_key)
-                continue
-            due.append(Due(entity.partition_key, entity.row_key, responses))
-        return due
+        while True:
+            call = self._driver.query_entities(EXPIRY, partition_before=hour_of(before), limit=limit)
+            found = await self._seam.run(Operation.EXPIRY_DUE, call)
+            readable = [due for entity in found if (due := _due(entity)) is not None]
+            if readable or len(found) < limit:
+                return readable
+            limit *= 2  # those that cannot be read stay, and the others must not wait for them
 
     async def done(self, due: Due) -> None:
         """Nothing is left of what this row names."""
@@ -82,6 +79,14 @@ class Expiry:
             await self._seam.run(Operation.EXPIRY_DONE, self._driver.delete_entity(EXPIRY, Delete(due.hour, due.key)))
         except NotFound:
             return
+
+
+def _due(entity: Entity) -> Due | None:
+    try:
+        return Due(entity.partition_key, entity.row_key, _responses(entity.properties.get("responses")))
+    except MalformedRecord:
+        _log.exception("row %s of the expiry index cannot be read", entity.row_key)
+        return None
 
 
 def _responses(listed: object) -> tuple[StoredResponse, ...]:

@@ -117,15 +117,18 @@ async def test_a_row_that_cannot_be_read_does_not_keep_the_others() -> None:
         assert [each.id for due in noted for each in due.responses] == [unreadable]
 
 
-async def test_an_index_row_that_cannot_be_read_does_not_keep_the_others() -> None:
+@pytest.mark.parametrize("count", [1, 25])
+async def test_index_rows_that_cannot_be_read_do_not_keep_the_others(count: int) -> None:
     async with fleet(Teller(1)) as hosts:
         host = hosts.host()
-        damaged = Insert(hour_of(hosts.now() - HOUR), "damaged", {"v": 1, "responses": "?"})
-        await hosts.storage.driver.insert_entity(EXPIRY, damaged)
+        hour = hour_of(hosts.now() - HOUR)
+        damaged = [Insert(hour, f"damaged-{number:02}", {"v": 1, "responses": "?"}) for number in range(count)]
+        for each in damaged:
+            await hosts.storage.driver.insert_entity(EXPIRY, each)
         made = await host.create({"input": "hi"})
         await long_after(hosts)
         assert await hosts.row(made["id"]) is None
-        assert left(hosts) == {EXPIRY: [(damaged.partition_key, damaged.row_key)]}
+        assert left(hosts) == {EXPIRY: [(each.partition_key, each.row_key) for each in damaged]}
 
 
 async def test_what_the_turns_of_a_chain_kept_goes_with_the_last_of_them() -> None:
