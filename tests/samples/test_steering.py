@@ -108,7 +108,7 @@ async def test_cancelled_turn_has_no_output_and_the_next_one_runs(monkeypatch: p
         first = (await server.post(input="rivers", background=True)).json()
         await said_something(server, first["id"])
         # Long enough for the cancel to arrive before the end of the point, where the second turn ends the first.
-        monkeypatch.setattr(steering, "SECONDS_PER_WORD", 0.7)
+        monkeypatch.setattr(steering, "SECONDS_PER_WORD", 4.0)
         second = (await server.post(input="lakes", background=True, previous_response_id=first["id"])).json()
         await server.client.post(f"/v1/responses/{first['id']}/cancel")
         assert (await server.get(first["id"])).json()["output"] == []

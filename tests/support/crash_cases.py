@@ -55,7 +55,6 @@ SCRIPT: Json = {
     "pad": PAD,
     "ballast": BALLAST,
     "on_signal": "finish",
-    "remember": "there is a row of the chain, which goes with the response",
 }
 SETTINGS = {
     "RESPONSES_SEGMENT_BLOCKS": "5",
@@ -139,6 +138,8 @@ class Case:
             script = {**script, "on_signal": "ignore", "delay": 0.7}  # its handler is there when the end comes
         elif self.cancels and self.point.startswith("checkpoint"):
             script = {**script, "on_signal": "ignore"}  # it gets as far as a checkpoint, whenever the cancel comes
+        if self.way == "deleting":
+            script = {**script, "remember": "this has a row of the chain made, which goes with the response"}
         wanted = body(script, background=True, stream=self.mode != "background", **self._conversation, **fields)
         with suppress(httpx.HTTPError):
             async with httpx.AsyncClient(base_url=host.base_url, timeout=END_SECONDS) as http:
@@ -255,16 +256,17 @@ async def _dies(victim: FunctionHost) -> None:
 
 async def _accepting(case: Case, cluster: Deployment) -> FunctionHost:
     """The victim accepts a response and runs it at once."""
-    victim, survivor = await asyncio.gather(
-        cluster.start(*SHORT, **EAGER, **case.crash_at), cluster.start(*SHORT, **LATE)
+    victim, front = await asyncio.gather(
+        cluster.start(*SHORT, **EAGER, **case.crash_at), cluster.start("--only", "http")
     )
     asking = asyncio.create_task(case.ask(victim))
     if case.cancels:
         await until(lambda: bool(case.response_id) or not victim.running, DEATH_SECONDS)
         await case.cancel(victim)
     await _dies(victim)
+    await cluster.start("--only", "queue", *SHORT, **LATE)
     await asking
-    return survivor
+    return front
 
 
 async def _running(case: Case, cluster: Deployment) -> FunctionHost:
