@@ -50,12 +50,12 @@ Outcomes of a ledger transaction, and what follows:
 
 import asyncio
 import logging
-import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from resilience.incarnation import Doubt, Incarnation, new_worker_id, responses_in
 from resilience.log_context import start_anew
 from resilience.options import EngineSettings
 from resilience.watch_pusher import Lost, PusherFactory, ThreadPusher, WatchPusher
@@ -63,7 +63,7 @@ from storage.connection import Storage
 from storage.driver import QueueReceipt
 from storage.errors import NotFound, PreconditionFailed, StorageError, StorageUnavailable
 from storage.expiry import MAX_RESPONSES, StoredResponse
-from storage.ledger import MAX_CHANGES, LedgerEntry, WorkerRecord, fitting
+from storage.ledger import MAX_CHANGES, LedgerEntry, fitting
 
 _log = logging.getLogger("resilience.worker")
 
@@ -88,67 +88,10 @@ _LATE_HEARTBEAT = 1.25
 """Heartbeat intervals without a transaction after which the pusher's thread gives a pulse in its place."""
 
 
-def new_worker_id() -> str:
-    """A worker id: never used twice, by this process or another."""
-    return f"w{secrets.token_hex(12)}"
-
-
 @dataclass(slots=True)
 class _Opening:
     entry: LedgerEntry
     done: asyncio.Future[str]
-
-
-@dataclass(slots=True)
-class _Incarnation:
-    """One worker id from its ledger's first transaction to its last."""
-
-    record: WorkerRecord
-    pusher: WatchPusher | None = None
-    """None while it rests: nothing is open, nobody has to watch."""
-    open: dict[str, tuple[StoredResponse, ...]] = field(default_factory=dict)
-    """What is open, and the responses that it is about."""
-    unnoted: dict[str, tuple[StoredResponse, ...]] = field(default_factory=dict)
-    """What is over, and still has to be noted for retention."""
-    closed: set[str] = field(default_factory=set)
-    doubtful: "_Doubt | None" = None
-    epoch: int = 0
-    """That of the message that counts; the ledger may have to be told of it."""
-    newest_epoch: int = 0
-    """The highest that was ever sent, or tried to be."""
-    received_own: bool = False
-    begun_at: float = 0.0
-    idle_since: float = 0.0
-    heard_at: float = 0.0
-    """When a transaction or a pulse told others that the process lives."""
-    awake_at: float = 0.0
-    """When the event loop last came by."""
-
-    @property
-    def id(self) -> str:
-        return self.record.worker_id
-
-    @property
-    def epoch_is_news(self) -> bool:
-        """True while the ledger does not have the epoch of the message that is pushed."""
-        return self.pusher is not None and self.epoch != self.record.epoch
-
-    def opened_for_nobody(self, keys: Iterable[str]) -> None:
-        """Close those that no other opening of the same key needs; what has to be noted first is closed after that."""
-        self.closed |= set(keys) - self.open.keys() - self.unnoted.keys()
-
-    def next_epoch(self) -> int:
-        """An epoch that no message of this ledger ever had."""
-        self.newest_epoch += 1
-        return self.newest_epoch
-
-
-@dataclass(frozen=True, slots=True)
-class _Doubt:
-    """A transaction whose outcome is unknown."""
-
-    opened: frozenset[str]
-    closed: frozenset[str]
 
 
 class Worker:
@@ -165,7 +108,7 @@ class Worker:
         self._now_unix = now
         self._settings = settings
         self._pusher = pusher
-        self._now: _Incarnation | None = None
+        self._now: Incarnation | None = None
         self._openings: list[_Opening] = []
         self._wake = asyncio.Event()
         self._committer: asyncio.Task[None] | None = None
@@ -274,7 +217,7 @@ class Worker:
                     continue
             await self._sleep_until(due)
 
-    def _beat_interval(self, now: _Incarnation) -> float:
+    def _beat_interval(self, now: Incarnation) -> float:
         """Seconds between two transactions of a busy worker that has nothing to open."""
         if now.epoch_is_news:
             return _EPOCH_RETRY
@@ -314,12 +257,12 @@ class Worker:
             return
         for opening in batch:
             if not opening.done.cancelled():
-                now.open[opening.entry.key] = _responses_in(opening.entry)
+                now.open[opening.entry.key] = responses_in(opening.entry)
                 now.unnoted.pop(opening.entry.key, None)
                 opening.done.set_result(now.id)
         now.opened_for_nobody(opening.entry.key for opening in batch)
 
-    async def _committed(self, batch: Sequence[_Opening]) -> _Incarnation | None:
+    async def _committed(self, batch: Sequence[_Opening]) -> Incarnation | None:
         """The incarnation whose ledger has the openings; one that was declared dead meanwhile does not count.
 
         Two openings of one key are one.
@@ -335,7 +278,7 @@ class Worker:
             if not opening.done.done():
                 opening.done.set_exception(error)
 
-    async def _try_commit(self, entries: Mapping[str, LedgerEntry]) -> _Incarnation | None:
+    async def _try_commit(self, entries: Mapping[str, LedgerEntry]) -> Incarnation | None:
         """Whose ledger has the entries now; None when this id was found dead (the caller then tries a new one)."""
         now = self._now
         if now is None:
@@ -346,7 +289,7 @@ class Worker:
             return await self._take_up(now, entries)
         return await self._commit_to(now, entries)
 
-    async def _commit_to(self, now: _Incarnation, entries: Mapping[str, LedgerEntry]) -> _Incarnation | None:
+    async def _commit_to(self, now: Incarnation, entries: Mapping[str, LedgerEntry]) -> Incarnation | None:
         # What is opened again is not closed before.
         idle = [key for key in now.closed if key not in entries]
         closed = frozenset(idle[: MAX_CHANGES - len(entries)])
@@ -358,14 +301,14 @@ class Worker:
             self._declared_dead(now)
             return None
         except StorageUnavailable:
-            now.doubtful = _Doubt(frozenset(entries), closed)
+            now.doubtful = Doubt(frozenset(entries), closed)
             raise
         now.record = record
         now.heard_at = asyncio.get_running_loop().time()
         now.closed -= closed | entries.keys()
         return now
 
-    async def _settle_doubt(self, now: _Incarnation, doubt: _Doubt) -> bool:
+    async def _settle_doubt(self, now: Incarnation, doubt: Doubt) -> bool:
         """Read the ledger back after a transaction without an answer; False when this id is dead.
 
         Its openings were refused to their callers: where they are durable after all, they are closed.
@@ -385,7 +328,7 @@ class Worker:
         now.doubtful = None
         return True
 
-    async def _begin(self, entries: list[LedgerEntry]) -> _Incarnation:
+    async def _begin(self, entries: list[LedgerEntry]) -> Incarnation:
         """Take a new id: its ledger and its watch message exist before anything is said to be open."""
         worker_id = new_worker_id()
         try:
@@ -398,17 +341,17 @@ class Worker:
             _background(self._discard(worker_id))
             raise
         begun_at = asyncio.get_running_loop().time()
-        self._now = begun = _Incarnation(record, begun_at=begun_at, heard_at=begun_at, awake_at=begun_at)
+        self._now = begun = Incarnation(record, begun_at=begun_at, heard_at=begun_at, awake_at=begun_at)
         self._watch(begun, receipt, record.epoch)
         return begun
 
-    def _watch(self, now: _Incarnation, receipt: QueueReceipt, epoch: int) -> None:
+    def _watch(self, now: Incarnation, receipt: QueueReceipt, epoch: int) -> None:
         now.epoch = epoch
         now.received_own = False
         now.pusher = self._new_pusher(now, receipt, epoch)
         now.pusher.start()
 
-    async def _take_up(self, now: _Incarnation, entries: Mapping[str, LedgerEntry]) -> _Incarnation | None:
+    async def _take_up(self, now: Incarnation, entries: Mapping[str, LedgerEntry]) -> Incarnation | None:
         """Open runs in a ledger that rests: durable first, then watched again, and only then answered for."""
         now.epoch = epoch = now.next_epoch()
         committed = await self._commit_to(now, entries)
@@ -421,7 +364,7 @@ class Worker:
             self._watch(now, receipt, epoch)
         return committed
 
-    async def _rest(self, now: _Incarnation) -> None:
+    async def _rest(self, now: Incarnation) -> None:
         """Take the watch message back. Without an answer it is received by somebody, who takes care of the ledger."""
         pusher, now.pusher = now.pusher, None
         assert pusher is not None
@@ -433,7 +376,7 @@ class Worker:
         except StorageError as error:
             _log.info("watch message of idle worker %s left to be received: %s", now.id, error)
 
-    def _new_pusher(self, now: _Incarnation, receipt: QueueReceipt, epoch: int) -> WatchPusher:
+    def _new_pusher(self, now: Incarnation, receipt: QueueReceipt, epoch: int) -> WatchPusher:
         loop = asyncio.get_running_loop()
 
         def push(newest: QueueReceipt, visibility: float) -> QueueReceipt:
@@ -451,7 +394,7 @@ class Worker:
 
         return self._pusher(push, receipt, self._settings, lost)
 
-    def _give_pulse(self, now: _Incarnation, clock: Callable[[], float]) -> None:
+    def _give_pulse(self, now: Incarnation, clock: Callable[[], float]) -> None:
         """In the pusher's thread: say that the process lives, if its event loop has not said so for too long."""
         if clock() - now.heard_at < _LATE_HEARTBEAT * self._settings.heartbeat_interval:
             return
@@ -473,7 +416,7 @@ class Worker:
                 _log.warning("the unused ledger of %s is left for adoption: %s", worker_id, error)
                 return
 
-    def _watch_lost(self, now: _Incarnation, epoch: int, how: Lost) -> None:
+    def _watch_lost(self, now: Incarnation, epoch: int, how: Lost) -> None:
         if not self._is_watched_by(now, epoch):
             return
         if how is Lost.SUPERSEDED or now.received_own:
@@ -482,11 +425,11 @@ class Worker:
         else:
             self._declared_dead(now)
 
-    def _is_watched_by(self, now: _Incarnation, epoch: int) -> bool:
+    def _is_watched_by(self, now: Incarnation, epoch: int) -> bool:
         """False where that message is no longer the one that counts, or none has to be."""
         return self._now is now and now.epoch == epoch and now.pusher is not None
 
-    async def _watch_anew(self, now: _Incarnation, epoch: int) -> None:
+    async def _watch_anew(self, now: Incarnation, epoch: int) -> None:
         """Send a message in the place of the one that nobody can push; the committer then tells the ledger."""
         while self._is_watched_by(now, epoch):
             replacement = now.next_epoch()
@@ -507,7 +450,7 @@ class Worker:
                 self._wake.set()
             return
 
-    def _declared_dead(self, now: _Incarnation) -> None:
+    def _declared_dead(self, now: Incarnation) -> None:
         _log.warning("worker %s was declared dead by another; its %d runs are no longer its own", now.id, len(now.open))
         if self._now is now:
             self._now = None
@@ -515,7 +458,7 @@ class Worker:
         if now.pusher is not None:
             _background(now.pusher.stop())
 
-    async def _note(self, now: _Incarnation) -> None:
+    async def _note(self, now: Incarnation) -> None:
         """Note what is over for retention; only then may the ledger forget it. Without an answer it is tried later."""
         keys = list(now.unnoted)
         responses = [response for key in keys for response in now.unnoted[key]]
@@ -543,12 +486,6 @@ class Worker:
                 await self._storage.watch.delete(receipt)
         except StorageError as error:
             _log.info("ledger of idle worker %s left for adoption: %s", now.id, error)
-
-
-def _responses_in(entry: LedgerEntry) -> tuple[StoredResponse, ...]:
-    """The response of a run's entry; an adoption has none of its own."""
-    key, response_id = entry.data.get("key"), entry.data.get("id")
-    return (StoredResponse(str(key), str(response_id)),) if key and response_id else ()
 
 
 _in_background: set[asyncio.Task[Any]] = set()
