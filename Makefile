@@ -7,6 +7,7 @@ ARGS ?=
 DEATHS ?= 6
 SECONDS ?= 1800
 SEED ?=
+STORIES ?= 1000
 
 # What `make test` leaves to `make test-clients`: it needs more packages than the app and its tests.
 other_clients := $(filter-out %/test_openai_python.py,$(wildcard tests/clients/test_*.py))
@@ -15,7 +16,7 @@ python := .venv/bin/python
 setup := interpreter=$$(sh scripts/find-python.sh) && "$$interpreter" scripts/setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup start func test test-clients test-page chaos fuzz crash-points bench-recovery check format clean
+.PHONY: help setup start func test test-clients test-page chaos stories fuzz crash-points bench-recovery check format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -46,10 +47,13 @@ test-page: setup ## Drive the page in a headless Chromium, which has to be there
 chaos: setup ## Kill, freeze and cut off real hosts under traffic, then judge every response: SECONDS=1800 SEED=1
 	@exec $(python) -m tests.chaos --seconds "$(SECONDS)" $(if $(SEED),--seed "$(SEED)")
 
+stories: setup ## Tell new stories of the state machine, in memory and virtual time: STORIES=1000 SEED=1
+	@MACHINE_STORIES="$(STORIES)" exec $(python) -m pytest --timeout 0 $(if $(SEED),--hypothesis-seed "$(SEED)") tests/chaos/test_machine.py $(ARGS)
+
 fuzz: setup ## Attack a server with 22,000 hostile requests: SEED=1
 	@$(python) -m tests.fuzz $(if $(SEED),--seed "$(SEED)") $(ARGS)
 
-crash-points: setup ## Kill a real host at every named point of the engine, in every mode that passes it (half an hour)
+crash-points: setup ## Kill a real host at every named point of the engine, in every mode that passes it (45 minutes)
 	@CRASH_POINTS=every exec $(python) -m pytest -n $(DEATHS) --dist worksteal tests/resilience/test_crash_points.py $(ARGS)
 
 bench-recovery: setup ## Measure how long a response is silent when its worker goes (20 minutes); fewer: ARGS="--kills 5"
