@@ -39,6 +39,9 @@ SWEEP_SECONDS = 5.0
 REST_LOOK_SECONDS = 0.5
 
 STEERABLE = "tests.support.agents.scripted:steerable_app"
+LATER = ("checkpoint", Operation.QUEUE_PUSH_WATCH)
+"""Points that a run passes only after a while."""
+
 STEERED = 3
 """Events of the first turn after which the others come."""
 
@@ -136,8 +139,8 @@ class Case:
         script = {**SCRIPT, "delay": 0.8} if self.way == "leaving" else SCRIPT  # longer than the grace
         if self.mode == "steer and cancel" or (self.way == "taking over" and self.steers):
             script = {**script, "on_signal": "ignore", "delay": 0.7}  # its handler is there when the end comes
-        elif self.cancels and self.point.startswith("checkpoint"):
-            script = {**script, "on_signal": "ignore"}  # it gets as far as a checkpoint, whenever the cancel comes
+        elif self.cancels and self.point.startswith(LATER):
+            script = {**script, "on_signal": "ignore"}  # it gets that far, whenever the cancel comes
         if self.way == "deleting":
             script = {**script, "remember": "this has a row of the chain made, which goes with the response"}
         wanted = body(script, background=True, stream=self.mode != "background", **self._conversation, **fields)
