@@ -4,7 +4,7 @@ Setting: ``CRASH_AT=POINT:N`` ends the process, as SIGKILL does, when it passes 
 
 - ``OPERATION:before`` and ``OPERATION:after`` for each storage operation (`storage.seam.Operation`): nothing of the
   call has reached storage, or it was carried out and nobody has seen the reply. A call that storage refused has no
-  ``after``;
+  ``after``: the next one that was carried out is it;
 - ``event:before``, ``event:after``: the handler's ``yield`` of an event, before the engine sees it and when the engine
   asks for the next one; ``checkpoint:before``, ``checkpoint:after`` likewise;
 - ``handler.enter``, ``handler.exit``: the handler is about to be called; it has said all it had to say.
@@ -74,7 +74,7 @@ class CrashAt:
         operation, _, moment = self.point.rpartition(":")
         # A fault that never gets as far as failing: this way the call of the pusher's thread has points too.
         kind: Any = moment
-        seam.inject(Fault(operation=operation, kind=kind, error=die, after=self.passing - 1, times=1))
+        seam.inject(Fault(operation=operation, kind=kind, error=die, after=self.passing - 1))
         return app
 
 

@@ -487,14 +487,10 @@ PASSED: dict[str, dict[Operation, tuple[str, ...]]] = {
 }
 
 
-PASSING = {("deleting", f"{Operation.LOG_DELETE}:after"): 2}
-"""Where the first call has no ``after``: the lease of a finished log is broken when a first try is refused."""
-
-
 def every_case() -> list[Case]:
     """A death at every point that a victim passes, on every way and in every mode that leads there."""
     cases = [
-        Case(way, f"{operation}:{moment}", PASSING.get((way, f"{operation}:{moment}"), 1), mode)
+        Case(way, f"{operation}:{moment}", mode=mode)
         for way, operations in PASSED.items()
         for operation, modes in operations.items()
         for mode in modes
