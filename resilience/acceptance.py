@@ -370,10 +370,14 @@ async def _leave_chain(runtime: Runtime, row: ResponseRow) -> None:
     await runtime.storage.chains.delete_row(row, left)
 
 
-async def remove_blobs(runtime: Runtime, key: str, response_id: str) -> None:
-    """Delete what lies beside a row that is not there or marks a deletion (V10); what is gone already is fine."""
+async def remove_blobs(runtime: Runtime, key: str, response_id: str) -> bool:
+    """Delete what lies beside a row that is not there or marks a deletion (V10); what is gone already is fine.
+
+    False if there is a response after all.
+    """
     row = await read_row(runtime.storage, key, response_id)
     if row is not None and not row.deleted:
-        return  # it was inserted after all
+        return False
     await runtime.storage.log.delete_all(key, response_id)
     await runtime.storage.payloads.delete_all(key, response_id)
+    return True

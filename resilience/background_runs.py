@@ -26,6 +26,7 @@ from resilience.run_watch import RunWatch
 from resilience.runtime import Runtime
 from resilience.snapshots import record_of
 from resilience.worker import Worker
+from storage.chains import own_chain_key
 from storage.errors import NotFound, StorageError, StorageUnavailable
 from storage.ledger import LedgerEntry
 from storage.rows import ResponseRow
@@ -170,7 +171,8 @@ class BackgroundRuns:
 
     async def clean_up(self, key: str, response_id: str) -> None:
         """Complete a deletion that was interrupted (V10)."""
-        await remove_blobs(self._runtime, key, response_id)
+        if await remove_blobs(self._runtime, key, response_id):
+            await self._runtime.storage.chains.delete(key, own_chain_key(response_id))
 
     async def give_up(self, key: str, response_id: str) -> None:
         """Fail a response whose start message failed too often, unless somebody runs it (R5)."""
