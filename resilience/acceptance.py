@@ -136,7 +136,7 @@ async def accept_and_own(
     except (StorageError, asyncio.CancelledError):  # the latter: the request was ended, and with it what it began
         if opening.done() and not opening.cancelled() and opening.exception() is None:
             worker_id = opening.result()
-        fence = turn is not None and bool(record.conversation or record.previous_response_id)
+        fence = turn is not None and _continues(record)
         abandoning = _abandon(runtime, key, record.response_id, worker_id, fence=fence)
         runtime.spawn(abandoning, f"abandoning-{record.response_id}")
         raise
@@ -162,8 +162,9 @@ async def join_foreground(
     except AlreadyExists as error:  # this worker was declared dead, and the turn with it
         raise StorageUnavailable from error
     except (StorageError, asyncio.CancelledError):
-        fence = bool(record.conversation or record.previous_response_id)
-        abandoning = _abandon(runtime, key, record.response_id, entry.worker_id, request_key=request_key, fence=fence)
+        abandoning = _abandon(
+            runtime, key, record.response_id, entry.worker_id, request_key=request_key, fence=_continues(record)
+        )
         runtime.spawn(abandoning, f"abandoning-{record.response_id}")
         raise
 
@@ -202,10 +203,7 @@ async def _prepare(
     if not row.stream:
         return row
     name = segment_name(key, record.response_id, 0, row.generation)
-    try:
-        await storage.log.create(name)
-    except AlreadyExists:  # a lost reply, or another that records the same response
-        pass
+    await storage.log.ensure(name)  # another may be recording the same response
     if lease_id:
         await storage.log.acquire(name, lease_id)
     return replace(row, segments=(Segment(name=name, first_sequence=0),))
@@ -311,6 +309,11 @@ async def _accepted_snapshot(runtime: Runtime, row: ResponseRow, record: Request
 
 async def _send_again(runtime: Runtime, row: ResponseRow) -> None:
     await runtime.storage.work.send_start(tenant_in(row.partition_key), row.id)
+
+
+def _continues(record: RequestRecord) -> bool:
+    """True if others may come behind it in a chain that they know already."""
+    return bool(record.conversation or record.previous_response_id)
 
 
 async def _abandon(

@@ -32,6 +32,7 @@ from protocol import jsonio
 from protocol.response import failed
 from resilience.chain import revive, start_active, takes_part
 from resilience.dispatch import Disposition
+from resilience.incarnation import responses_in
 from resilience.ownership import OwnershipLost, read_row, replace_with_chain
 from resilience.placement import tenant_in
 from resilience.record import MalformedRecord, RequestRecord
@@ -89,13 +90,14 @@ async def adopt(runtime: Runtime, worker_id: str, epoch: int | None = None) -> N
             unknown = [each for each in found if each.kind not in _KINDS]
             for open_entry in found:
                 await _take_care(runtime, open_entry)
-            ended = [_response_of(each) for each in found if each.kind in (FOREGROUND, BACKGROUND)]
+            known = [each for each in found if each.kind in _KINDS]
+            ended = [response for each in known for response in responses_in(each)]
             await runtime.storage.ledger.wipe(worker_id, keep=[each.key for each in unknown])
     except StorageError:
         # It is tried again, here or elsewhere: the message comes back, the sweep finds the ledger.
         runtime.worker.close(own_id, entry.key)
         raise
-    # They were this ledger's to note for retention (background runs are their next owner's).
+    # They were the dead ledger's to note for retention. A background run that goes on is noted anew by its next owner.
     # Not in a `finally`: what cuts an adoption off, the death of this process, has to leave it open.
     runtime.worker.close(own_id, entry.key, ended)
     if unknown:
@@ -148,10 +150,6 @@ async def _mark_dead(runtime: Runtime, worker_id: str, epoch: int | None) -> boo
             continue  # it changed at this moment: look again
         else:
             return True
-
-
-def _response_of(entry: LedgerEntry) -> StoredResponse:
-    return StoredResponse(str(entry.data.get("key")), str(entry.data.get("id")))
 
 
 async def _take_care(runtime: Runtime, entry: LedgerEntry) -> None:

@@ -46,7 +46,6 @@ from resilience.retry import patiently
 from storage.chains import CHAIN_ROW, ChainRow, own_chain_key
 from storage.connection import Storage
 from storage.errors import (
-    AlreadyExists,
     ChainMoved,
     LeaseHeld,
     NotFound,
@@ -222,15 +221,8 @@ async def _take_log(storage: Storage, row: ResponseRow, *, displace: bool, first
     except NotFound:
         if await _still_ours(storage, row):
             # Nobody deleted the response: who gave up waiting for its row (R2) was slow to clean up behind it.
-            await _make_again(storage, name)
+            await storage.log.ensure(name)
         return None
-
-
-async def _make_again(storage: Storage, log_name: str) -> None:
-    try:
-        await storage.log.create(log_name)
-    except AlreadyExists:
-        return
 
 
 async def _still_ours(storage: Storage, row: ResponseRow) -> bool:
@@ -377,10 +369,7 @@ class Ownership:
         name = segment_name(row.partition_key, row.id, len(row.segments), row.generation)
         async for attempt in patiently(self._settings.finish_patience):
             with attempt:
-                try:
-                    await self._storage.log.create(name)
-                except AlreadyExists:  # an earlier try of this very generation
-                    pass
+                await self._storage.log.ensure(name)
                 await self._storage.log.acquire(name, row.lease_id)
         closed = replace(old, length=self.position)
         await self._write(

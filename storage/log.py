@@ -7,7 +7,7 @@ from the position and compare.
 """
 
 from storage.driver import EVENTS, AppendResult, BlobInfo, StorageDriver
-from storage.errors import LeaseHeld, NotFound
+from storage.errors import AlreadyExists, LeaseHeld, NotFound
 from storage.seam import Operation, Seam
 
 #: A blob that somebody keeps leasing while it is deleted is given up after this many rounds.
@@ -27,6 +27,13 @@ class EventLog:
     async def create(self, name: str) -> None:
         """Create an empty segment. Raises `AlreadyExists`."""
         await self._seam.run(Operation.LOG_CREATE, self._driver.create_append_blob(EVENTS, name))
+
+    async def ensure(self, name: str) -> None:
+        """Create a segment unless it is there: made by a call whose reply was lost, or by another for the same row."""
+        try:
+            await self.create(name)
+        except AlreadyExists:
+            return
 
     async def append(self, name: str, data: bytes, *, position: int, lease_id: str) -> AppendResult:
         """Append `data` as one block at `position` under one's lease (R4).
