@@ -29,10 +29,11 @@ from resilience.handler_entry import answer_to
 from resilience.history import History
 from resilience.idempotency import RequestKey
 from resilience.log_end import EMPTY
-from resilience.ownership import Ownership, read_row
+from resilience.ownership import Ownership
 from resilience.placement import tenant_in
 from resilience.predecessor import undeleted_before
 from resilience.record import RequestRecord
+from resilience.response_row import read_row
 from resilience.rows import first_row
 from resilience.run_context import context_of
 from resilience.run_entries import ForegroundEntry, background_entry, close_run

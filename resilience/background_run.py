@@ -36,9 +36,10 @@ from resilience.history import History
 from resilience.journal import Journal
 from resilience.log_repair import complete_log
 from resilience.outcome import GENERIC_FAILURE, terminal_frames
-from resilience.ownership import Ownership, OwnershipLost, has_log
+from resilience.ownership import Ownership
 from resilience.placement import tenant_in
 from resilience.record import RequestRecord
+from resilience.response_row import OwnershipLost, has_log
 from resilience.retry import STORAGE_RETRY_SECONDS, patiently
 from resilience.run_context import context_of
 from resilience.runtime import Runtime

@@ -14,12 +14,14 @@ from contextlib import asynccontextmanager
 from resilience import acceptance, chain
 from resilience.acceptance import remove_blobs
 from resilience.background_run import ATTEMPTS_EXHAUSTED, UNREADABLE, BackgroundRun, RunEnd, Verdict
+from resilience.claim import ClaimRequest, Declined, Reason, claim, is_alive
 from resilience.dispatch import Disposition
 from resilience.log_context import start_anew
 from resilience.log_repair import complete_log
-from resilience.ownership import ClaimRequest, Declined, Ownership, Reason, claim, has_log, is_alive
+from resilience.ownership import Ownership
 from resilience.placement import tenant_in
 from resilience.record import MalformedRecord, RequestRecord
+from resilience.response_row import has_log
 from resilience.retry import STORAGE_RETRY_SECONDS
 from resilience.run_entries import background_entry, close_run
 from resilience.run_watch import RunWatch

@@ -18,8 +18,8 @@ from protocol.errors import CannotCancel, ResponseNotFound
 from protocol.response import TERMINAL_STATUSES, cancelled, strip_internal
 from resilience.chain import start_active
 from resilience.log_repair import complete_log
-from resilience.ownership import OwnershipLost, read_row, replace_row, replace_with_chain
 from resilience.placement import tenant_in
+from resilience.response_row import OwnershipLost, read_row, replace_row, replace_with_chain
 from resilience.rows import is_unseen
 from resilience.runtime import Runtime
 from resilience.snapshots import snapshot_of

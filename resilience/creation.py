@@ -20,9 +20,9 @@ from resilience.foreground_run import ForegroundRun
 from resilience.idempotency import RequestKey, hash_of
 from resilience.log_context import bound
 from resilience.outcome import terminal_frames
-from resilience.ownership import has_log, read_row
 from resilience.placement import partition_key, tenant_of
 from resilience.record import RequestRecord
+from resilience.response_row import has_log, read_row
 from resilience.rows import is_unseen
 from resilience.run_entries import ForegroundEntry, close_run, open_foreground
 from resilience.run_watch import RunWatch

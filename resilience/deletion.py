@@ -10,9 +10,9 @@ from functools import partial
 from protocol.errors import CannotDeleteInFlight, ResponseNotFound
 from protocol.response import TERMINAL_STATUSES
 from resilience.acceptance import remove_blobs
-from resilience.ownership import OwnershipLost, read_row, replace_row, replace_with_chain
 from resilience.placement import tenant_in
 from resilience.predecessor import undeleted_before
+from resilience.response_row import OwnershipLost, read_row, replace_row, replace_with_chain
 from resilience.rows import is_unseen
 from resilience.runtime import Runtime
 from storage.chains import ChainRow, own_chain_key

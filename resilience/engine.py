@@ -21,8 +21,8 @@ from resilience.background_runs import BackgroundRuns
 from resilience.creation import Call, Creation
 from resilience.history import History
 from resilience.options import EngineSettings
-from resilience.ownership import has_log
 from resilience.placement import partition_key, tenant_of
+from resilience.response_row import has_log
 from resilience.retention import expire
 from resilience.run_watch import RunWatch
 from resilience.runtime import Runtime, unix_time

@@ -21,8 +21,8 @@ from resilience import chain as chains
 from resilience.dispatch import Disposition
 from resilience.idempotency import RequestKey
 from resilience.outcome import GENERIC_FAILURE
-from resilience.ownership import OwnershipLost, read_row, replace_row, replace_with_chain
 from resilience.record import RequestRecord
+from resilience.response_row import OwnershipLost, read_row, replace_row, replace_with_chain
 from resilience.retry import STORAGE_RETRY_SECONDS, patiently
 from resilience.rows import first_row
 from resilience.run_entries import ForegroundEntry, close_run, open_foreground

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from protocol.errors import IdempotencyKeyReused
-from resilience.ownership import read_row
+from resilience.response_row import read_row
 from resilience.rows import is_unseen
 from resilience.runtime import Runtime
 from storage.rows import ResponseRow

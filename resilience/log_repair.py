@@ -13,7 +13,7 @@ import uuid
 from protocol import jsonio
 from resilience.log_end import read_log_end
 from resilience.outcome import terminal_frames
-from resilience.ownership import has_log
+from resilience.response_row import has_log
 from storage.connection import Storage
 from storage.errors import LeaseHeld, NotFound, PreconditionFailed
 from storage.rows import ResponseRow

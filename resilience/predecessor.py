@@ -1,6 +1,6 @@
 """The turn from which a chain goes on when its last one is taken away (S4, B16)."""
 
-from resilience.ownership import read_row
+from resilience.response_row import read_row
 from resilience.runtime import Runtime
 from storage.rows import ResponseRow
 

@@ -9,8 +9,8 @@ import logging
 
 from protocol.response import TERMINAL_STATUSES
 from resilience.acceptance import remove_blobs
-from resilience.ownership import read_row
 from resilience.placement import tenant_in
+from resilience.response_row import read_row
 from resilience.runtime import Runtime
 from storage.chains import own_chain_key
 from storage.errors import ChainMoved, MalformedRecord, NotFound, PreconditionFailed

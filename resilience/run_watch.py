@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from resilience import chain
 from resilience.log_context import start_anew
-from resilience.ownership import read_row
+from resilience.response_row import read_row
 from resilience.runtime import Runtime
 from storage.errors import StorageError
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from protocol import jsonio
 from protocol.errors import ResponseDeleted, ResponseNotFound
-from resilience.ownership import read_row
 from resilience.placement import partition_key, tenant_of
 from resilience.record import RequestRecord
+from resilience.response_row import read_row
 from resilience.rows import is_unseen
 from resilience.runtime import Runtime
 from storage.errors import NotFound

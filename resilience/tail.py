@@ -19,7 +19,7 @@ from resilience.log_cursor import LogCursor
 from resilience.log_end import read_log_end
 from resilience.log_repair import complete_log
 from resilience.options import EngineSettings
-from resilience.ownership import read_row
+from resilience.response_row import read_row
 from resilience.retry import patiently
 from storage.connection import Storage
 from storage.errors import NotFound, StorageError, StorageUnavailable

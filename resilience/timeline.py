@@ -26,7 +26,7 @@ from protocol.errors import ResponseNotFound
 from protocol.events import TERMINAL
 from protocol.response import TERMINAL_STATUSES
 from resilience.log_cursor import LogCursor
-from resilience.ownership import chain_key, has_log
+from resilience.response_row import chain_key, has_log
 from resilience.runtime import Runtime
 from resilience.snapshots import shown_row
 from storage.connection import Storage

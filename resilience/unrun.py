@@ -8,9 +8,9 @@ from resilience.conversations import refuse_deleted
 from resilience.creation import Call
 from resilience.dispatch import Disposition
 from resilience.history import History
-from resilience.ownership import read_row
 from resilience.placement import partition_key, tenant_of
 from resilience.record import RequestRecord
+from resilience.response_row import read_row
 from resilience.rows import is_unseen
 from resilience.run_context import context_of
 from resilience.runtime import Runtime

@@ -19,7 +19,7 @@ from resilience.chain_metadata import MAX_METADATA_BYTES, MetadataTooLarge
 from resilience.context import ResponseContext
 from resilience.creation import Call
 from resilience.options import ResponsesServerOptions
-from resilience.ownership import OwnershipLost
+from resilience.response_row import OwnershipLost
 from storage.chains import ChainRow
 from storage.driver import WORK_QUEUE
 from storage.errors import StorageUnavailable

@@ -27,8 +27,8 @@ from resilience.context import ResponseContext
 from resilience.engine import Call, Engine
 from resilience.log_context import fields
 from resilience.options import EngineSettings, ResponsesServerOptions
-from resilience.ownership import read_row
 from resilience.placement import partition_key, tenant_of
+from resilience.response_row import read_row
 from resilience.watch_pusher import Lost, Pushes, ThreadPusher, WatchPusher
 from storage.connection import Storage
 from storage.driver import WATCH_QUEUE, WORK_QUEUE, QueueMessage, QueueReceipt, StorageDriver

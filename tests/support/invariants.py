@@ -24,8 +24,9 @@ from typing import Any
 from protocol import jsonio, sse
 from protocol.events import TERMINAL
 from protocol.response import TERMINAL_STATUSES, strip_internal
-from resilience.ownership import CONTINUED, has_log, read_row
+from resilience.ownership import CONTINUED
 from resilience.placement import partition_key, tenant_of
+from resilience.response_row import has_log, read_row
 from storage.azure import AzureDriver
 from storage.azure_clients import blocking_queue
 from storage.chains import CHAIN_ROW, ChainRow, own_chain_key

@@ -12,7 +12,8 @@ from resilience.feed import Feed
 from resilience.journal import Journal
 from resilience.log_end import EMPTY
 from resilience.options import EngineSettings
-from resilience.ownership import CONTINUED, Ownership, OwnershipLost
+from resilience.ownership import CONTINUED, Ownership
+from resilience.response_row import OwnershipLost
 from storage.connection import Storage, memory_storage
 from storage.errors import StorageUnavailable
 from storage.log import segment_name
