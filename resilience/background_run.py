@@ -17,7 +17,6 @@ import hashlib
 import logging
 from collections.abc import Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
@@ -44,6 +43,8 @@ from resilience.retry import STORAGE_RETRY_SECONDS, patiently
 from resilience.run_context import context_of
 from resilience.runtime import Runtime
 from resilience.stamper import Ending, Stamped, Stamper
+from resilience.tasks import settled
+from resilience.verdict import UNREADABLE, Verdict, verdict_on
 from storage.chains import ChainRow
 from storage.errors import NotFound, StorageUnavailable
 from storage.payloads import StoredPayload
@@ -62,27 +63,6 @@ class RunEnd(Enum):
     """Refused although the row still names us: it must be claimed again, or nobody would."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Why a response fails without its handler being entered (again)."""
-
-    message: str
-    shutdown_reason: str | None = None
-
-
-UNREADABLE = Verdict("What is stored of the response cannot be read.")
-ATTEMPTS_EXHAUSTED = Verdict("The response was tried too often.", "attempts_exhausted")
-WORKER_STOPPED = Verdict("The worker of this response stopped.", "crash_recovery")
-
-
-def _verdict_on(ownership: Ownership, max_attempts: int) -> Verdict | None:
-    if ownership.row.attempt > max_attempts:
-        return ATTEMPTS_EXHAUSTED
-    if ownership.is_recovery and ownership.row.disposition != Disposition.RESILIENT:
-        return WORKER_STOPPED
-    return None
-
-
 class BackgroundRun:
     """Executes one owned background response."""
 
@@ -95,7 +75,7 @@ class BackgroundRun:
         verdict: Verdict | None = None,
     ) -> None:
         self._runtime = runtime
-        self._verdict = verdict or _verdict_on(ownership, runtime.settings.max_attempts)
+        self._verdict = verdict or verdict_on(ownership, runtime.settings.max_attempts)
         self._ownership = ownership
         self._worker_id = ownership.row.owner
         self._attempt = background_attempt(runtime, ownership, record)
@@ -511,10 +491,3 @@ class BackgroundRun:
 def _digest(snapshot: bytes) -> bytes:
     """What tells an identical snapshot, whatever its size."""
     return hashlib.sha256(snapshot).digest()
-
-
-async def settled(task: asyncio.Task[Any]) -> None:
-    """Wait for a task's end and look at what became of it, so that it is not reported as never looked at."""
-    await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()

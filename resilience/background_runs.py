@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 from resilience import acceptance, chain
 from resilience.acceptance import remove_blobs
-from resilience.background_run import ATTEMPTS_EXHAUSTED, UNREADABLE, BackgroundRun, RunEnd, Verdict
+from resilience.background_run import BackgroundRun, RunEnd
 from resilience.claim import ClaimRequest, Declined, Reason, claim, is_alive
 from resilience.dispatch import Disposition
 from resilience.log_context import start_anew
@@ -27,6 +27,7 @@ from resilience.run_entries import background_entry, close_run
 from resilience.run_watch import RunWatch
 from resilience.runtime import Runtime
 from resilience.snapshots import record_of
+from resilience.verdict import ATTEMPTS_EXHAUSTED, UNREADABLE, Verdict
 from resilience.worker import Worker
 from storage.chains import own_chain_key
 from storage.errors import NotFound, StorageError, StorageUnavailable

@@ -21,7 +21,6 @@ from protocol.events import InvalidEvent
 from protocol.response import cancelled, failed, strip_internal
 from resilience import chain
 from resilience.attempt import foreground_attempt
-from resilience.background_run import settled
 from resilience.chain_metadata import ConversationChainMetadata
 from resilience.dispatch import Disposition
 from resilience.foreground_record import ForegroundRecord, TurnRecord
@@ -32,6 +31,7 @@ from resilience.record import RequestRecord
 from resilience.run_context import context_of
 from resilience.runtime import Runtime
 from resilience.stamper import Ending, Stamper
+from resilience.tasks import settled
 from storage.errors import StorageUnavailable
 from storage.rows import ResponseRow
 

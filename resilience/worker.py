@@ -5,28 +5,10 @@ entry that says what to do if this process dies. Openings and endings of all run
 transaction that also merges the ``worker`` row under its etag. Once another process has marked that row dead, every
 later transaction of this one is refused.
 
-*Watch message* (queue ``responses-watch``): hidden for ``watch_visibility`` seconds and pushed forward every
-``watch_push_interval`` by a thread of its own, so that a handler that blocks the event loop does not look dead. Who
-receives it knows that the pushes stopped.
+*Watch message*: hidden for as long as this process lives; who receives it looks after the ledger (`watch`).
 
-*Epoch*: which watch message counts. Each message of a ledger has one of its own, from 0 on; the row `worker` has that
-of the message that counts, and one of a lower epoch is superseded: who receives it does nothing (`adoption`). A message
-that cannot be pushed any more although the process lives (this process received it itself, or the reply to a push was
-lost, and the new receipt with it) is replaced before it is believed: first the message n+1 is sent, and pushed from
-then on, then a transaction takes the epoch n+1 to the ledger. A death between the two is found by either message, one
-after them by the second. If somebody received the message n and marked the ledger before that transaction, it is
-refused, and this process was declared dead as ever. An epoch is never sent twice: a send without an answer may have
-left a message that nobody pushes, and the next one supersedes it. A resting ledger has no message; the transaction
-that takes it up has the epoch of the one that is sent next, so that one that could not be taken back counts no more.
-
-*Pulse* (a row of the ledger that is no part of the fence): given by the pusher's thread when the event loop has made
-no transaction for longer than a ``heartbeat_interval``, so that the sweep does not take a blocked worker for a dead
-one either. It costs nothing while the loop runs. A loop that was silent for ``handover_after`` will not come back:
-then the thread stops.
-
-Concurrency: everything but the pusher runs on one event loop; one committer task owns the ledger's etag. A message is
-replaced by a task of its own, so that a slow transaction does not hold up the sending; it acts only while the message
-that it replaces is the one that counts. The committer learns from the epoch that the ledger has to be told.
+Concurrency: everything but the pushes runs on one event loop; one committer task owns the ledger's etag. That a new
+watch message counts, the committer learns from its epoch, which the ledger has to be told.
 
 A process that falls idle takes its watch message back after ``idle_close_after`` seconds: nothing is open any more.
 Its ledger rests, and is taken up again by the next run; after ``idle_end_after`` seconds it is ended. A process that
@@ -51,16 +33,16 @@ Outcomes of a ledger transaction, and what follows:
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from resilience.incarnation import Doubt, Incarnation, new_worker_id, responses_in
 from resilience.log_context import start_anew
 from resilience.options import EngineSettings
-from resilience.watch_pusher import Lost, PusherFactory, ThreadPusher, WatchPusher
+from resilience.tasks import in_background
+from resilience.watch import Watch
+from resilience.watch_pusher import PusherFactory, ThreadPusher
 from storage.connection import Storage
-from storage.driver import QueueReceipt
 from storage.errors import NotFound, PreconditionFailed, StorageError, StorageUnavailable
 from storage.expiry import MAX_RESPONSES, StoredResponse
 from storage.ledger import MAX_CHANGES, LedgerEntry, fitting
@@ -78,14 +60,8 @@ _HEARTBEAT_RETRY = 2.0
 _EPOCH_RETRY = 0.25
 """Seconds until a transaction that has to tell the ledger a new epoch is tried again: the old message is on its way."""
 
-_WATCH_RETRY = 0.5
-"""Seconds until a watch message that could not be sent in place of another is sent again."""
-
 _NOTED_AT_REST = 20
 """Ended responses that a resting ledger keeps at most; fewer wait for the next run's, or for its end."""
-
-_LATE_HEARTBEAT = 1.25
-"""Heartbeat intervals without a transaction after which the pusher's thread gives a pulse in its place."""
 
 
 @dataclass(slots=True)
@@ -121,7 +97,7 @@ class Worker:
     @property
     def rests(self) -> bool:
         """True while nothing of this process has to be watched."""
-        return self._now is None or self._now.pusher is None
+        return self._now is None or self._now.watch.rests
 
     def is_current(self, worker_id: str) -> bool:
         """False once this process ended that id or learned that others declared it dead."""
@@ -151,14 +127,9 @@ class Worker:
             self._wake.set()
 
     def own_message_received(self, worker_id: str, epoch: int | None) -> None:
-        """This process received a watch message of its own: it was held up, not dead, or the message was a double.
-
-        If it was the one that is pushed, the next push is refused, and a new message takes its place. One of another
-        epoch, or of none, is not.
-        """
-        now = self._now
-        if now is not None and now.id == worker_id and now.epoch == epoch:
-            now.received_own = True
+        """This process received a watch message of its own: it was held up, not dead, or the message was a double."""
+        if self._now is not None and self._now.id == worker_id:
+            self._now.watch.own_message_received(epoch)
 
     async def stop(self) -> None:
         """End this process's liveness: an idle worker leaves nothing, a busy one is found by its watch message."""
@@ -171,8 +142,7 @@ class Worker:
             self._fail(waiting, StorageUnavailable("This process is stopping."))
         if self._now is not None:
             if self._now.open:
-                if self._now.pusher is not None:
-                    await self._now.pusher.stop()
+                await self._now.watch.end()
                 self._now = None
             else:
                 await self._end()
@@ -188,7 +158,7 @@ class Worker:
         while True:
             loop_time = asyncio.get_running_loop().time
             if self._now is not None:
-                self._now.awake_at = loop_time()
+                self._now.watch.awake()
             if self._openings:
                 await self._commit(self._take_openings())
                 last_commit = loop_time()
@@ -210,7 +180,7 @@ class Worker:
                         continue
             else:
                 idle_since = max(now.idle_since, now.begun_at)
-                rests = now.pusher is None
+                rests = now.watch.rests
                 due = idle_since + (self._settings.idle_end_after if rests else self._settings.idle_close_after)
                 if loop_time() >= due:
                     await (self._end() if rests else self._rest(now))
@@ -285,7 +255,7 @@ class Worker:
             return await self._begin(list(entries.values()))
         if now.doubtful is not None and not await self._settle_doubt(now, now.doubtful):
             return None
-        if entries and now.pusher is None:
+        if entries and now.watch.rests:
             return await self._take_up(now, entries)
         return await self._commit_to(now, entries)
 
@@ -295,7 +265,7 @@ class Worker:
         closed = frozenset(idle[: MAX_CHANGES - len(entries)])
         try:
             record = await self._storage.ledger.commit(
-                now.record, list(entries.values()), list(closed), epoch=now.epoch
+                now.record, list(entries.values()), list(closed), epoch=now.watch.epoch
             )
         except (NotFound, PreconditionFailed):
             self._declared_dead(now)
@@ -304,7 +274,7 @@ class Worker:
             now.doubtful = Doubt(frozenset(entries), closed)
             raise
         now.record = record
-        now.heard_at = asyncio.get_running_loop().time()
+        now.watch.heard()
         now.closed -= closed | entries.keys()
         return now
 
@@ -333,76 +303,44 @@ class Worker:
         worker_id = new_worker_id()
         try:
             record = await self._storage.ledger.begin(worker_id, entries)
+            watch = self._new_watch(worker_id)
             # Not at the same time: a ledger that takes long would let the message become visible before its first push.
-            receipt = await self._storage.watch.send(
-                worker_id, delay=self._settings.watch_visibility, epoch=record.epoch
-            )
+            await watch.begin()
         except BaseException:
-            _background(self._discard(worker_id))
+            in_background(self._discard(worker_id))
             raise
-        begun_at = asyncio.get_running_loop().time()
-        self._now = begun = Incarnation(record, begun_at=begun_at, heard_at=begun_at, awake_at=begun_at)
-        self._watch(begun, receipt, record.epoch)
+        self._now = begun = Incarnation(record, watch, begun_at=asyncio.get_running_loop().time())
         return begun
 
-    def _watch(self, now: Incarnation, receipt: QueueReceipt, epoch: int) -> None:
-        now.epoch = epoch
-        now.received_own = False
-        now.pusher = self._new_pusher(now, receipt, epoch)
-        now.pusher.start()
+    def _new_watch(self, worker_id: str) -> Watch:
+        def lost() -> None:
+            if self._now is not None and self._now.id == worker_id:
+                self._declared_dead(self._now)
+
+        return Watch(self._storage, self._settings, self._pusher, worker_id, told=self._wake.set, lost=lost)
 
     async def _take_up(self, now: Incarnation, entries: Mapping[str, LedgerEntry]) -> Incarnation | None:
         """Open runs in a ledger that rests: durable first, then watched again, and only then answered for."""
-        now.epoch = epoch = now.next_epoch()
+        now.watch.begin_epoch()
         committed = await self._commit_to(now, entries)
         if committed is not None:
             try:
-                receipt = await self._storage.watch.send(now.id, delay=self._settings.watch_visibility, epoch=epoch)
+                await now.watch.begin()
             except StorageUnavailable:
                 now.opened_for_nobody(entries)  # refused to their callers
                 raise
-            self._watch(now, receipt, epoch)
         return committed
 
     async def _rest(self, now: Incarnation) -> None:
         """Take the watch message back. Without an answer it is received by somebody, who takes care of the ledger."""
-        pusher, now.pusher = now.pusher, None
-        assert pusher is not None
-        receipt = await pusher.stop()
+        receipt = await now.watch.end()
+        assert receipt is not None
         if len(now.unnoted) > _NOTED_AT_REST:
             await self._note(now)
         try:
             await self._storage.watch.delete(receipt)
         except StorageError as error:
             _log.info("watch message of idle worker %s left to be received: %s", now.id, error)
-
-    def _new_pusher(self, now: Incarnation, receipt: QueueReceipt, epoch: int) -> WatchPusher:
-        loop = asyncio.get_running_loop()
-
-        def push(newest: QueueReceipt, visibility: float) -> QueueReceipt:
-            if loop.time() - now.awake_at > self._settings.handover_after:
-                raise PreconditionFailed("The event loop does not run any more.")
-            pushed = self._storage.watch.push_blocking(newest, visibility)
-            self._give_pulse(now, loop.time)
-            return pushed
-
-        def lost(how: Lost) -> None:
-            try:
-                loop.call_soon_threadsafe(self._watch_lost, now, epoch, how)
-            except RuntimeError:  # the loop is closed: nobody is left to tell
-                return
-
-        return self._pusher(push, receipt, self._settings, lost)
-
-    def _give_pulse(self, now: Incarnation, clock: Callable[[], float]) -> None:
-        """In the pusher's thread: say that the process lives, if its event loop has not said so for too long."""
-        if clock() - now.heard_at < _LATE_HEARTBEAT * self._settings.heartbeat_interval:
-            return
-        try:
-            self._storage.ledger.pulse_blocking(now.id)
-            now.heard_at = clock()
-        except Exception as error:  # whatever it was: the pushes go on
-            _log.warning("no pulse given for worker %s: %s", now.id, error)
 
     async def _discard(self, worker_id: str) -> None:
         """Take away what may be there of a ledger whose openings were refused: nobody must act on it."""
@@ -416,47 +354,11 @@ class Worker:
                 _log.warning("the unused ledger of %s is left for adoption: %s", worker_id, error)
                 return
 
-    def _watch_lost(self, now: Incarnation, epoch: int, how: Lost) -> None:
-        if not self._is_watched_by(now, epoch):
-            return
-        if how is Lost.SUPERSEDED or now.received_own:
-            now.received_own = False
-            _background(self._watch_anew(now, epoch))
-        else:
-            self._declared_dead(now)
-
-    def _is_watched_by(self, now: Incarnation, epoch: int) -> bool:
-        """False where that message is no longer the one that counts, or none has to be."""
-        return self._now is now and now.epoch == epoch and now.pusher is not None
-
-    async def _watch_anew(self, now: Incarnation, epoch: int) -> None:
-        """Send a message in the place of the one that nobody can push; the committer then tells the ledger."""
-        while self._is_watched_by(now, epoch):
-            replacement = now.next_epoch()
-            try:
-                receipt = await self._storage.watch.send(
-                    now.id, delay=self._settings.watch_visibility, epoch=replacement
-                )
-            except StorageUnavailable as error:
-                _log.warning("worker %s is not watched at this moment: %s", now.id, error)
-                await asyncio.sleep(_WATCH_RETRY)
-                continue
-            except StorageError:
-                self._declared_dead(now)
-                return
-            if self._is_watched_by(now, epoch):
-                _log.info("the watch message of worker %s was replaced", now.id)
-                self._watch(now, receipt, replacement)
-                self._wake.set()
-            return
-
     def _declared_dead(self, now: Incarnation) -> None:
         _log.warning("worker %s was declared dead by another; its %d runs are no longer its own", now.id, len(now.open))
         if self._now is now:
             self._now = None
-        # The pusher must not go on: its message, if there is still one, is what leads others to the dead ledger.
-        if now.pusher is not None:
-            _background(now.pusher.stop())
+        now.watch.give_up()
 
     async def _note(self, now: Incarnation) -> None:
         """Note what is over for retention; only then may the ledger forget it. Without an answer it is tried later."""
@@ -476,7 +378,7 @@ class Worker:
         """Close an idle ledger. Without an answer the watch message stays and leads to whatever is left."""
         now, self._now = self._now, None
         assert now is not None
-        receipt = await now.pusher.stop() if now.pusher is not None else None
+        receipt = await now.watch.end()
         try:
             await self._note(now)
             if now.unnoted:
@@ -486,12 +388,3 @@ class Worker:
                 await self._storage.watch.delete(receipt)
         except StorageError as error:
             _log.info("ledger of idle worker %s left for adoption: %s", now.id, error)
-
-
-_in_background: set[asyncio.Task[Any]] = set()
-
-
-def _background(work: Coroutine[Any, Any, Any]) -> None:
-    task = asyncio.get_running_loop().create_task(work)
-    _in_background.add(task)
-    task.add_done_callback(_in_background.discard)
