@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -24,6 +25,8 @@ LEAST = {
 """What has to happen at least in so many stories as the suite has; which ones they are goes with the code."""
 
 
+# Half a minute of computing on a quiet machine; as long as it likes, when it was asked for more.
+@pytest.mark.timeout(0 if STORIES else 600)
 def test_no_story_leads_to_a_wrong_or_unfinished_response() -> None:
     World.told.clear()
     run_state_machine_as_test(

@@ -12,7 +12,7 @@ from openai.types.responses import Response
 from pydantic import TypeAdapter
 
 from protocol.ids import new_partition, new_response_id
-from storage.driver import RESPONSES
+from storage.driver import RESPONSES, WORKERS
 from tests.support.api_server import events_in, until
 from tests.support.azurite import AzuriteServer
 from tests.support.servers import Deployment, deployment
@@ -86,13 +86,24 @@ async def stored_ids(server: Deployment) -> set[str]:
     return {row.row_key.removeprefix("response-") for row in rows}
 
 
+async def open_runs(server: Deployment) -> set[str]:
+    """The entries of all workers' ledgers: what runs in the foreground stands nowhere else."""
+    async with server.storage() as storage:
+        entries = await storage.driver.query_entities(WORKERS, row_key_prefix="run-")
+    return {entry.row_key for entry in entries}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_the_foreground_cancels_it_through_the_host(
     http: httpx.AsyncClient, server: Deployment, stream: bool
 ) -> None:
-    known = await stored_ids(server)
+    known, before = await stored_ids(server), await open_runs(server)
     request = asyncio.create_task(http.post("/v1/responses", json={"input": "count to 9999", "stream": stream}))
-    await asyncio.wait({request}, timeout=1)
+
+    async def begun() -> bool:
+        return bool(await open_runs(server) - before)
+
+    await until(begun, 20)
     assert not request.done()
     request.cancel()
     found: set[str] = set()

@@ -62,11 +62,11 @@ class Jobs:
     def lines(self) -> list[str]:
         return self.trace.read_text().splitlines()
 
-    async def until(self, condition: Callable[[list[str]], object], seconds: float = 20.0) -> None:
+    async def until(self, condition: Callable[[list[str]], object], seconds: float = 30.0) -> None:
         if not await until(lambda: condition(self.lines()), seconds):
             pytest.fail(f"The trace shows only {self.lines()}")
 
-    async def until_empty(self, queue: QueueClient, seconds: float = 10.0) -> None:
+    async def until_empty(self, queue: QueueClient, seconds: float = 20.0) -> None:
         async with asyncio.timeout(seconds):
             while (await queue.get_queue_properties()).approximate_message_count:  # noqa: ASYNC110 - not ours to signal
                 await asyncio.sleep(POLL_SECONDS)
@@ -99,7 +99,7 @@ async def test_a_message_that_succeeds_is_run_once_and_deleted(jobs: Jobs) -> No
 async def test_a_failing_message_is_retried_at_once_and_then_moves_to_the_poison_queue(jobs: Jobs) -> None:
     host = await jobs.host()
     await jobs.send("bad", "fail")
-    await jobs.until(lambda lines: "host poison bad 1" in lines, 10)
+    await jobs.until(lambda lines: "host poison bad 1" in lines)
     await jobs.until_empty(jobs.queue)
     await jobs.until_empty(jobs.poison)
     assert jobs.lines() == ["host begin bad 1", "host begin bad 2", "host begin bad 3", "host poison bad 1"]
@@ -129,9 +129,11 @@ async def test_a_message_that_cannot_be_decoded_moves_without_a_run(jobs: Jobs) 
 
 
 async def test_no_more_messages_run_at_once_than_batch_and_threshold_allow(jobs: Jobs) -> None:
-    await jobs.host()
+    # All are there when the host begins: it finds more than it may run, however slowly messages are sent here.
+    await jobs.queue.create_queue()
     for name in "abcdefgh":
         await jobs.send(name, "hang", 0.2 if name < "d" else 0.4)
+    await jobs.host()
     await jobs.until(lambda lines: sum(" end " in line for line in lines) == 8)
     running = highest = 0
     for line in jobs.lines():
@@ -142,13 +144,15 @@ async def test_no_more_messages_run_at_once_than_batch_and_threshold_allow(jobs:
 
 async def test_two_hosts_share_a_queue_and_run_each_message_once(jobs: Jobs) -> None:
     await asyncio.gather(jobs.host(HOST_NAME="one"), jobs.host(HOST_NAME="two"))
-    names = [f"m{n}" for n in range(20)]
-    for name in names:
-        await jobs.send(name, "hang", 0.1)
-    await jobs.until(lambda lines: sum(" end " in line for line in lines) == 20)
+    names: list[str] = []
+    async with asyncio.timeout(30):
+        # Either may come late to its first message, and one alone runs thirty in a second.
+        while len(names) < 20 or {line.split()[0] for line in jobs.lines()} != {"one", "two"}:
+            names.append(f"m{len(names)}")
+            await jobs.send(names[-1], "hang", 0.1)
+    await jobs.until(lambda lines: sum(" end " in line for line in lines) == len(names))
     begun = [line.split()[2] for line in jobs.lines() if " begin " in line]
     assert sorted(begun) == sorted(names)
-    assert {line.split()[0] for line in jobs.lines()} == {"one", "two"}
 
 
 async def test_the_message_of_a_killed_host_returns_when_its_time_is_over(jobs: Jobs) -> None:
@@ -157,14 +161,14 @@ async def test_the_message_of_a_killed_host_returns_when_its_time_is_over(jobs: 
     await jobs.until(lambda lines: "first begin a 1" in lines)
     first.kill()
     await jobs.host("--visibility", "30", HOST_NAME="second")
-    await jobs.until(lambda lines: "second begin a 2" in lines, 10)
-    await jobs.until(lambda lines: "second end a 2" in lines, 10)
+    await jobs.until(lambda lines: "second end a 2" in lines)
     assert "first end a 1" not in jobs.lines()
 
 
 async def test_a_message_is_renewed_while_its_function_runs(jobs: Jobs) -> None:
-    await asyncio.gather(jobs.host("--visibility", "2"), jobs.host("--visibility", "2"))
-    await jobs.send("long", "hang", 5)
+    # Renewed at half of it: three seconds in which a busy machine may be late.
+    await asyncio.gather(jobs.host("--visibility", "6"), jobs.host("--visibility", "6"))
+    await jobs.send("long", "hang", 8)
     await jobs.until(lambda lines: "host end long 1" in lines)
     await jobs.until_empty(jobs.queue)
     assert jobs.lines() == ["host begin long 1", "host end long 1"]
@@ -172,37 +176,39 @@ async def test_a_message_is_renewed_while_its_function_runs(jobs: Jobs) -> None:
 
 async def test_a_frozen_host_loses_its_message_to_another(jobs: Jobs) -> None:
     frozen = await jobs.host("--visibility", "2", HOST_NAME="frozen")
-    await jobs.send("a", "hang", 0.5)
+    await jobs.send("a", "hang", 3)
     await jobs.until(lambda lines: "frozen begin a 1" in lines)
     frozen.freeze()
     await jobs.host(HOST_NAME="other")
-    await jobs.until(lambda lines: "other end a 2" in lines, 10)
+    await jobs.until(lambda lines: "other end a 2" in lines)
+    await jobs.until_empty(jobs.queue)
     frozen.thaw()
     await frozen.wait_for_log("taken over or removed")
 
 
+@pytest.mark.timeout(240)  # it starts a host four times
 async def test_a_time_limit_gives_the_messages_back_and_the_host_starts_again(jobs: Jobs) -> None:
     await jobs.host("--function-timeout", "1.5", supervised=True)
     await jobs.send("slow", "hang", 60)
-    await jobs.until(lambda lines: "host poison slow 1" in lines, 40)
+    await jobs.until(lambda lines: "host poison slow 1" in lines, 150)
     assert [line for line in jobs.lines() if "begin" in line] == [f"host begin slow {n}" for n in (1, 2, 3)]
 
 
 async def test_a_function_that_blocks_the_loop_is_ended_by_the_time_limit(jobs: Jobs) -> None:
     host = await jobs.host("--function-timeout", "1")
     await jobs.send("stuck", "block", 60)
-    assert await host.wait_ended(15) == TIMEOUT_EXIT
+    assert await host.wait_ended(30) == TIMEOUT_EXIT
     assert "Messages were not given back" in host.log()
 
 
 async def test_grace_finishes_the_message_and_takes_no_other(jobs: Jobs) -> None:
     host = await jobs.host("--grace", "20")
-    await jobs.send("a", "hang", 1.5)
+    await jobs.send("a", "hang", 4)
     await jobs.until(lambda lines: "host begin a 1" in lines)
     host.terminate()
     await jobs.until(lambda lines: "host on_shutdown 20.0" in lines)
     await jobs.send("b")
-    assert await host.wait_ended(10) == 0
+    assert await host.wait_ended(20) == 0
     assert jobs.lines() == ["host begin a 1", "host on_shutdown 20.0", "host end a 1"]
     assert (await jobs.queue.get_queue_properties()).approximate_message_count == 1
 
@@ -237,7 +243,7 @@ async def test_a_due_timer_runs_on_one_host_and_on_the_next_when_that_is_gone(jo
     assert set(jobs.lines()) == {f"{owner} tick False"}
     hosts[owner].kill()
     other = "two" if owner == "one" else "one"
-    await jobs.until(lambda lines: f"{other} tick False" in lines, 5)
+    await jobs.until(lambda lines: f"{other} tick False" in lines)
 
 
 async def test_timers_can_be_switched_off(jobs: Jobs) -> None:

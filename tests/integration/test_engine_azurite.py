@@ -17,8 +17,9 @@ from tests.support.handlers import Teller, text_of
 from tests.support.invariants import check_nothing_left, check_response, messages
 
 FAST: dict[str, Any] = {
-    "watch_visibility": 1.0,
-    "watch_push_interval": 0.3,
+    # Late by seconds is no death on a busy machine.
+    "watch_visibility": 5.0,
+    "watch_push_interval": 0.5,
     "cancel_poll_interval": 0.4,
     "idle_close_after": 0.5,
     "idle_end_after": 0.5,
@@ -47,7 +48,7 @@ async def test_a_killed_owner_is_replaced_and_the_stream_goes_on(settings: Stora
         await reader.until(8)
         hosts.host(**FAST, segment_blocks=5)
         await first.crash()
-        full = await reader.whole(seconds=40)
+        full = await reader.whole(seconds=60)
         row = await hosts.finished(response_id)
         assert row.status == "completed"
         resumed = await api.replay(response_id, 5)
@@ -86,10 +87,9 @@ async def test_a_stopped_owner_that_goes_on_is_refused_by_the_service(settings: 
         zombie.stop_serving()
         rescuer = hosts.host(**FAST)
         await rescuer.inside(rescuer.engine.watch_message(json.dumps({"v": 1, "worker": worker})))
-        await until(lambda: len(hosts.entries[response_id]) == 2, seconds=15)
-        await asyncio.sleep(0.6)
+        await until(lambda: reader.types.count("response.in_progress") == 2, "the reset", 30)
         zombie.resume()
-        await reader.whole(seconds=40)
+        await reader.whole(seconds=60)
         await hosts.finished(response_id)
         await asyncio.sleep(1)
         stored = await check_response(
@@ -120,10 +120,11 @@ async def test_every_mode_ends_and_a_cancel_from_elsewhere_arrives(settings: Sto
         reader = await host.stream(background())
         response_id = await reader.response_id()
         await other.cancel(response_id)
-        began = asyncio.get_running_loop().time()
-        await until(hosts.entries[response_id][0].signal.is_set, seconds=5)
-        assert asyncio.get_running_loop().time() - began < 1.5
-        told = await reader.whole_view(seconds=10)
+        # In seconds that is told in virtual time; here the emulator may be slow, but not the owner in asking.
+        before = host.calls.count("row.read")
+        await until(hosts.entries[response_id][0].signal.is_set, seconds=20)
+        assert host.calls.count("row.read") - before <= 3
+        told = await reader.whole_view(seconds=20)
         await hosts.finished(response_id, seconds=20)
         await check_response(
             hosts.storage, PRINCIPAL, response_id, entries=hosts.entered(response_id), cancelled=True, seen=[told]

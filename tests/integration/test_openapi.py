@@ -352,6 +352,7 @@ def examples(operation: str, mode: GenerationMode) -> int:
     return 8
 
 
+@pytest.mark.timeout(300)  # a quarter of a minute of computing
 def test_schemathesis_finds_nothing() -> None:
     described = schemathesis.openapi.from_dict(DOCUMENT)
     asked = 0

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -23,7 +23,7 @@ class Account:
     def driver(self) -> StorageDriver:
         return self.storage.driver
 
-    async def after[T](self, seconds: float, check: Callable[[], Awaitable[T | None]], slack: float = 5.0) -> T:
+    async def after[T](self, seconds: float, check: Callable[[], Awaitable[T | None]], slack: float = 30.0) -> T:
         """What `check` gives, when `seconds` have passed or a little later."""
         if self.clock is not None:
             self.clock.advance(seconds)
@@ -44,7 +44,9 @@ async def account(request: pytest.FixtureRequest) -> AsyncIterator[Account]:
         opened = Account(memory_storage(clock), clock)
     else:
         environment = request.getfixturevalue("azurite_environment")
-        opened = Account(open_storage(StorageSettings.from_environment(environment)), None)
+        # Blocking calls are impatient in production, for their worker's sake; here none is at stake.
+        settings = replace(StorageSettings.from_environment(environment), blocking_timeout=60.0)
+        opened = Account(open_storage(settings), None)
     try:
         yield opened
     finally:

@@ -30,6 +30,8 @@ from tests.support.azurite import ACCOUNT, KEY, AzuriteServer
 
 LEASE = "11111111-2222-3333-4444-555555555555"
 RECEIPT = QueueReceipt(LEASE, "AgAAAA==")
+SOON = 15.0
+"""Seconds of which every try takes half of one; without a time-out of ours a call would wait for a minute at least."""
 
 
 def settings(blob: int, queue: int, table: int) -> StorageSettings:
@@ -184,7 +186,7 @@ async def test_transient_answers_are_tried_again_a_few_times(name: str, status: 
         began = time.monotonic()
         with pytest.raises(StorageUnavailable) as caught:
             await CALLS[name](storage)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < SOON
         assert caught.value.__cause__ is not None
         assert 1 <= server.requests <= 3
         if name.endswith("_blocking"):
@@ -197,7 +199,7 @@ async def test_a_silent_storage_is_unavailable_within_seconds(name: str) -> None
         began = time.monotonic()
         with pytest.raises(StorageUnavailable):
             await CALLS[name](storage)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < SOON
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -207,7 +209,7 @@ async def test_an_unreachable_storage_is_unavailable_within_seconds(name: str) -
         began = time.monotonic()
         with pytest.raises(StorageUnavailable) as caught:
             await CALLS[name](storage)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < SOON
         assert caught.value.__cause__ is not None
 
 
@@ -218,6 +220,7 @@ async def test_a_failed_preparation_is_tried_again(azurite: AzuriteServer) -> No
                 settings(azurite.blob_port, azurite.queue_port, line.port),
                 prefix=environment["RESPONSES_STORAGE_PREFIX"],
                 retries=0,
+                read_timeout=60.0,
             )
             async with opened(chosen) as storage:
                 line.lose = 3
@@ -257,12 +260,12 @@ async def test_closing_leaves_no_connection_open(azurite: AzuriteServer) -> None
 
     before = established()
     with azurite.namespace() as environment:
-        storage = open_storage(StorageSettings.from_environment(environment))
+        storage = open_storage(replace(StorageSettings.from_environment(environment), blocking_timeout=60.0))
         receipt = await storage.watch.send("w1", delay=30)
         await asyncio.to_thread(storage.watch.push_blocking, receipt, 30)
         assert established() > before
         await storage.aclose()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while established() > before:
             assert time.monotonic() < deadline, "a connection stayed open"
             await asyncio.sleep(0.02)
@@ -275,7 +278,7 @@ async def lossy_storage(azurite: AzuriteServer) -> AsyncIterator[tuple[Storage, 
             chosen = replace(
                 settings(blobs.port, azurite.queue_port, tables.port),
                 prefix=environment["RESPONSES_STORAGE_PREFIX"],
-                read_timeout=5.0,
+                read_timeout=60.0,
             )
             async with opened(chosen) as storage:
                 await storage.ping()

@@ -312,6 +312,6 @@ async def test_service_time_is_the_clock_of_the_timestamps(account: Account) -> 
     heartbeat = (await ledger.read("w1")).heartbeat
     time = await ledger.service_time()
     assert heartbeat is not None
-    assert abs(time - heartbeat) < timedelta(seconds=5)
+    assert abs(time - heartbeat) < timedelta(seconds=30)
     assert await ledger.stale(time - timedelta(seconds=60)) == []
     assert await ledger.stale(time + timedelta(seconds=60)) == ["w1"]

@@ -26,11 +26,13 @@ async def test_a_start_message_arrives_once(storage: Storage, driver: StorageDri
 
 
 async def test_a_delayed_message_arrives_later(account: Account) -> None:
+    before = time.monotonic()
     await account.storage.work.send_start("tenant", "resp_1", delay=2)
-    sent = time.monotonic()
-    assert await account.driver.receive_message(WORK_QUEUE, visibility=30) is None
-    await account.after(2, lambda: account.driver.receive_message(WORK_QUEUE, visibility=30))
-    assert account.clock is not None or time.monotonic() - sent > 0.9
+    early = await account.driver.receive_message(WORK_QUEUE, visibility=30)
+    if early is None:
+        await account.after(2, lambda: account.driver.receive_message(WORK_QUEUE, visibility=30))
+    # Where time is real, the first look may have come late.
+    assert early is None if account.clock is not None else time.monotonic() - before > 0.9
 
 
 async def test_a_message_not_deleted_comes_back_with_a_higher_count(account: Account) -> None:
@@ -106,9 +108,10 @@ async def test_a_watch_message_is_pushed_forward_from_a_thread(account: Account)
     watch = account.storage.watch
     receipt = await watch.send("w1", delay=2)
     for _ in range(3):
-        receipt = await asyncio.to_thread(watch.push_blocking, receipt, 2)
+        receipt = await asyncio.to_thread(watch.push_blocking, receipt, 60)
     assert await account.driver.receive_message(WATCH_QUEUE, visibility=30) is None
-    assert account.storage.seam.counts["queue.push_watch"] == 3
+    await asyncio.to_thread(watch.push_blocking, receipt, 2)
+    assert account.storage.seam.counts["queue.push_watch"] == 4
     message = await account.after(2, lambda: account.driver.receive_message(WATCH_QUEUE, visibility=30))
     assert message.dequeue_count == 1
     assert parse_watch(message.text) == WatchMessage("w1")

@@ -94,7 +94,7 @@ async def test_counting_says_every_number_in_a_delta_of_its_own(last: int) -> No
 async def test_counting_goes_on_after_the_persisted_messages_in_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "SECONDS_PER_NUMBER", 0.02)
     async with serving(app=agent.app) as server:
-        response_id = (await server.post(input="count to 12", background=True)).json()["id"]
+        response_id = (await server.post(input="count to 60", background=True)).json()["id"]
 
         async def counts() -> bool:
             stored = (await server.get(response_id)).json()
@@ -114,7 +114,7 @@ async def test_counting_goes_on_after_the_persisted_messages_in_another_worker(m
             await other.runtime.worker.stop()
         assert final["status"] == "completed"
         assert_response(final)
-        assert text_in(final).split() == [str(number) for number in range(1, 13)]
+        assert text_in(final).split() == [str(number) for number in range(1, 61)]
         assert [item["id"] for item in final["output"]][: len(kept)] == kept != []
 
 
