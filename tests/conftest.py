@@ -5,12 +5,19 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 from tests.support.azurite import AzuriteServer
+
+NO_CONSTANTS = Constants()
 
 # The suite judges a change, so it has to say the same twice; new examples are for the long targets with their seeds.
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile("suite")
+# Hypothesis mixes constants into its examples that it finds in whatever modules of the project are imported by then,
+# `derandomize` or not: which files a worker got, and in what order, would choose the examples of the next one.
+vars(providers)["_get_local_constants"] = lambda: NO_CONSTANTS
 
 
 LONGEST_FIRST = ("resilience", "samples", "chaos", "clients", "integration", "contract", "storage", "model", "unit")
