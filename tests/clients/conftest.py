@@ -12,7 +12,10 @@ import pytest
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from tests.clients.judge import Judge
+from tests.resilience.conftest import pytest_runtest_makereport
 from tests.support.servers import deployment
+
+__all__ = ["pytest_runtest_makereport"]
 
 AGENT = "tests.support.agents.versatile:app"
 # The session must not leave this machine, whatever keys the environment holds.

@@ -1,6 +1,7 @@
 """The samples with agents of other frameworks: in every mode, over turns, and killed at every step they take."""
 
 import asyncio
+import itertools
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -88,11 +89,12 @@ async def test_graph_keeps_its_state_over_the_turns_of_a_chain() -> None:
 
 async def test_newer_turn_stops_the_graph_after_a_node_and_goes_on_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(GRAPH) as server:
-        monkeypatch.setattr(langgraph_agent, "SECONDS_PER_NODE", 0.3)
+        posted = asyncio.Event()
+        monkeypatch.setattr(langgraph_agent, "think", posted.wait)
         first = (await server.post(input="tea", background=True)).json()
         second = (await server.post(input="coffee", background=True, previous_response_id=first["id"])).json()
+        posted.set()
         stopped = await server.get_ended(first["id"])
-        monkeypatch.setattr(langgraph_agent, "SECONDS_PER_NODE", 0.001)
         done = len(texts_in(stopped))
         assert (stopped["status"], texts_in(stopped)) == ("incomplete", graph_says("tea")[0][:done])
         assert 1 <= done < 3
@@ -103,14 +105,22 @@ async def test_newer_turn_stops_the_graph_after_a_node_and_goes_on_from_there(mo
 async def test_cancelled_turn_leaves_nothing_in_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(GRAPH) as server:
         first = assert_whole(await server.events(input="tea"))
-        monkeypatch.setattr(langgraph_agent, "SECONDS_PER_NODE", 0.1)
+        cancelled, nodes = asyncio.Event(), itertools.count()
+
+        async def think() -> None:
+            if next(nodes) > 0:  # the first one is done before the cancel, the second not
+                await cancelled.wait()
+
+        monkeypatch.setattr(langgraph_agent, "think", think)
         second = (await server.post(input="milk", background=True, previous_response_id=first["id"])).json()
 
         async def a_node_is_done() -> bool:
             return len((await server.get(second["id"])).json()["output"]) > 0
 
         await until(a_node_is_done)
-        await server.client.post(f"/v1/responses/{second['id']}/cancel")
+        answer = await server.client.post(f"/v1/responses/{second['id']}/cancel")
+        assert answer.json()["status"] == "cancelled", answer.text
+        cancelled.set()
         await until(lambda: not server.engine.runtime.running)
         third = await server.events(input="coffee", previous_response_id=second["id"])
         assert texts_in(assert_whole(third)) == graph_says("tea", "coffee")[1]
@@ -157,6 +167,7 @@ async def test_session_is_the_history_and_each_turn_is_in_it_once(monkeypatch: p
     assert said == ["And Turin?", "And Rome?", "And Oslo?"]
 
 
+@pytest.mark.timeout(300)
 async def test_killed_agents_end_as_if_nothing_had_happened(azurite: AzuriteServer, tmp_path: Path) -> None:
     """One kill catches many responses, each at a step of its own."""
     async with stage(azurite, tmp_path, GRAPH, AGENT, OPENAI_MODEL="") as made:

@@ -14,6 +14,7 @@ from tests.support import stream_oracle
 from tests.support.azurite import AzuriteServer
 from tests.support.servers import Deployment, deployment
 
+STAYING = "tests.clients.staying:app"
 FOLDER = Path(__file__).parent / "js"
 SESSION_SECONDS = 90
 RECOVERY_SECONDS = 60
@@ -49,11 +50,12 @@ async def test_a_whole_session_passes(base_url: str) -> None:
 @pytest.fixture
 def cluster(azurite: AzuriteServer) -> Iterator[Deployment]:
     """HTTP in a process of its own; the test adds the workers."""
-    with deployment(azurite, agent="agent:app", **NO_MODEL) as made:
+    with deployment(azurite, agent=STAYING, **NO_MODEL) as made:
         made.start_blocking("--only", "http")
         yield made
 
 
+@pytest.mark.timeout(300)
 async def test_a_stream_of_two_attempts_is_one_response_to_the_streaming_helper(cluster: Deployment) -> None:
     first = await cluster.start("--only", "queue")
     base_url = f"{cluster.hosts[0].base_url}/v1"

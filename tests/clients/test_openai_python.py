@@ -44,7 +44,7 @@ def assert_complete(response: dict[str, Any]) -> None:
     assert not missing, f"left out: {sorted(missing)}"
 
 
-async def polled(client: AsyncOpenAI, response_id: str, *, seconds: float = 20) -> Response:
+async def polled(client: AsyncOpenAI, response_id: str, *, seconds: float = 60) -> Response:
     """The response once it has ended."""
     deadline = time.monotonic() + seconds
     while True:
@@ -122,7 +122,7 @@ async def test_a_cancel_ends_a_background_stream_and_stays(client: AsyncOpenAI) 
     last = [event async for event in events][-1]
     assert last.type == "response.failed"
     assert last.response.status == "cancelled"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30, "it went on counting"
     assert (await client.responses.cancel(response_id)).status == "cancelled"
     assert (await client.responses.retrieve(response_id)).status == "cancelled"
 

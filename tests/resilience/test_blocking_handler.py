@@ -1,31 +1,39 @@
 """A handler that blocks the event loop of its worker: nothing else runs there meanwhile, and yet it is not dead."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import httpx
 
 from protocol import sse
 from tests.support.azurite import AzuriteServer
-from tests.support.host import FunctionHost, until
+from tests.support.host import FunctionHost
 from tests.support.invariants import check_response
 from tests.support.paths import AGENT, Journal, markers
-from tests.support.servers import body, deployment, frames_from
+from tests.support.servers import body, deployment, frames_from, reached
 
-BLOCKED_SECONDS = 40.0
-STALE_SECONDS = 8.0
-"""The silence of a ledger that makes the sweep suspect its worker; the watch message has to be silent for less."""
+BLOCKED_SECONDS = 32.0
+STALE_SECONDS = 16.0
+"""The silence of a ledger that makes the sweep suspect its worker."""
+WATCH_SECONDS = 12.0
+"""That of a watch message that makes its receiver do so. Both end long before the handler does, and neither because the
+machine stood still for some seconds.
+"""
 
 SETTLED_SECONDS = 30.0
 
+BESIDE = 30
+"""Phases of a run that lasts until the other one blocks, however busy the machine."""
 
-async def sweep_until(host: FunctionHost, done: asyncio.Task[None]) -> int:
-    """Have a host look for dead workers each second; how often it did."""
-    sweeps = 0
+
+async def sweep_until(host: FunctionHost, done: asyncio.Task[None]) -> list[float]:
+    """Have a host look for dead workers each second; when it did."""
+    sweeps: list[float] = []
     async with httpx.AsyncClient(base_url=host.base_url, timeout=SETTLED_SECONDS) as http:
         while not done.done():
             assert (await http.post("/admin/functions/sweep", json={})).status_code == 202
-            sweeps += 1
+            sweeps.append(time.monotonic())
             await asyncio.wait({done}, timeout=1)
     return sweeps
 
@@ -34,9 +42,16 @@ async def test_blocked_worker_keeps_all_its_runs_although_another_waits_for_them
     azurite: AzuriteServer, tmp_path: Path
 ) -> None:
     journal = Journal(tmp_path / "journal")
-    settings = {"RESPONSES_HEARTBEAT_INTERVAL": "3", "RESPONSES_STALE_AFTER": str(STALE_SECONDS)}
+    settings = {
+        "RESPONSES_HEARTBEAT_INTERVAL": "3",
+        "RESPONSES_STALE_AFTER": str(STALE_SECONDS),
+        "RESPONSES_WATCH_VISIBILITY": str(WATCH_SECONDS),
+    }
     with deployment(azurite, AGENT, PHASES_JOURNAL=str(journal.path), **settings) as made:
-        front, worker = await asyncio.gather(made.start("--only", "http"), made.start("--only", "queue"))
+        front, worker, other = await asyncio.gather(
+            made.start("--only", "http"), made.start("--only", "queue"), made.start("--only", "queue")
+        )
+        other.freeze()  # it must not take the runs now, and be there all the time that the handler blocks
         async with httpx.AsyncClient(base_url=front.base_url, timeout=90) as http:
             frames: dict[str, list[bytes]] = {"blocking": [], "beside": []}
 
@@ -46,19 +61,19 @@ async def test_blocked_worker_keeps_all_its_runs_although_another_waits_for_them
                     async for frame in frames_from(answer):
                         frames[name].append(frame)
 
-            beside = asyncio.create_task(follow("beside", phases=20, pace=0.2))
-            assert await until(lambda: len(frames["beside"]) > 5, SETTLED_SECONDS)
+            beside = asyncio.create_task(follow("beside", phases=BESIDE, pace=0.2))
+            await reached(lambda: len(frames["beside"]) > 5, "it runs", [beside])
             blocking = asyncio.create_task(follow("blocking", stay_in=1, block=BLOCKED_SECONDS))
-            await journal.reached("staying", 1, SETTLED_SECONDS)
-            other = await made.start("--only", "queue")
-            assert not blocking.done(), "the other worker came too late to take anything"
-            seen = len(frames["beside"])
+            await reached(lambda: journal.lines("staying"), "the handler blocks", [blocking])
+            other.thaw()
+            began, seen = time.monotonic(), len(frames["beside"])
             sweeps = asyncio.create_task(sweep_until(other, blocking))
             await asyncio.wait_for(asyncio.gather(blocking, beside), BLOCKED_SECONDS + SETTLED_SECONDS)
-            assert await sweeps > STALE_SECONDS
+            swept = [moment - began for moment in await sweeps]
+            assert [moment for moment in swept if STALE_SECONDS < moment < BLOCKED_SECONDS], swept
             assert len(frames["beside"]) > seen
         async with made.storage() as storage:
-            for name, phases in (("blocking", 3), ("beside", 20)):
+            for name, phases in (("blocking", 3), ("beside", BESIDE)):
                 final = sse.decode(frames[name][-1])["response"]
                 entries = journal.lines("entered", client=name)
                 assert [entry["pid"] for entry in entries] == [worker.pid]

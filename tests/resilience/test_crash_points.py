@@ -47,7 +47,7 @@ async def _play(cases: list[Case], azurite: AzuriteServer) -> list[str]:
             try:
                 await case.play(azurite)
             except Exception as error:
-                return f"{case}: {type(error).__name__}: {error}"
+                return "\n".join([f"{case}: {type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
             return ""
 
     return [wrong for wrong in await asyncio.gather(*(one(case) for case in cases)) if wrong]

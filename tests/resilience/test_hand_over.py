@@ -4,7 +4,6 @@ The runs keep every finished phase with a checkpoint; what a phase says tells wh
 """
 
 import asyncio
-import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,21 +18,26 @@ import pytest
 from protocol import sse
 from protocol.response import TERMINAL_STATUSES
 from tests.support.azurite import AzuriteServer
-from tests.support.host import FunctionHost, until
+from tests.support.host import FunctionHost
 from tests.support.invariants import View, check_response
 from tests.support.paths import AGENT, HOST_GRACE, Journal, assert_each_phase_once, lifetime_of, markers
-from tests.support.servers import Deployment, body, deployment, frames_from
+from tests.support.servers import PATIENT, Deployment, body, deployment, frames_from, reached
 
 PRINCIPAL = "local"
 HAND_OVER_SECONDS = 2.0
-"""At the 95th percentile: from the signal to the first event that the next worker adds."""
+"""From the signal to the first event that the next worker adds, in each stream of a replacement. A busy machine may be
+late, but not every time.
+"""
+LATEST_SECONDS = 20.0
+"""The same on a machine that stands still for some seconds. A run that was not handed over is silent for longer."""
 
 START_SECONDS = 2.0
 """What the start of a worker takes at most where nothing else runs."""
-SLOWEST = 3.0
+SLOWEST = 4.0
 """So many times slower a machine with other work may be; beyond that, nothing is excused."""
 
 TIME_LIMIT_SECONDS = 20.0
+BEFORE_TIME_LIMIT = {"RESPONSES_HANDOVER_AFTER": "9"}
 LONG_RUN = {"phases": 61, "pace": 1}
 """Lasts for more than three times as long as the host lets a function run."""
 
@@ -48,7 +52,7 @@ def journal(tmp_path: Path) -> Journal:
 @pytest.fixture
 def cluster(azurite: AzuriteServer, journal: Journal) -> Iterator[Deployment]:
     """No process yet; each test starts its own."""
-    with deployment(azurite, AGENT, PHASES_JOURNAL=str(journal.path), PHASES_GRACE="2") as made:
+    with deployment(azurite, AGENT, PHASES_JOURNAL=str(journal.path), PHASES_GRACE="2", **PATIENT) as made:
         yield made
 
 
@@ -135,10 +139,8 @@ class LongRuns:
 async def play_long_runs(azurite: AzuriteServer, directory: Path) -> LongRuns:
     journal = Journal(directory / "journal")
     limited = ("--only", "queue", "--function-timeout", str(TIME_LIMIT_SECONDS))
-    with deployment(azurite, AGENT, PHASES_JOURNAL=str(journal.path), PHASES_GRACE="2") as made:
-        front, worker = await asyncio.gather(
-            made.start("--only", "http"), made.start(*limited, RESPONSES_HANDOVER_AFTER="12")
-        )
+    with deployment(azurite, AGENT, PHASES_JOURNAL=str(journal.path), PHASES_GRACE="2", **PATIENT) as made:
+        front, worker = await asyncio.gather(made.start("--only", "http"), made.start(*limited, **BEFORE_TIME_LIMIT))
         async with httpx.AsyncClient(base_url=front.base_url, timeout=120) as http:
             began = time.monotonic()
             script = {**LONG_RUN, "checkpoints": True}
@@ -146,7 +148,7 @@ async def play_long_runs(azurite: AzuriteServer, directory: Path) -> LongRuns:
                 Client(http, {**script, "on_shutdown": on_shutdown}, stream=stream)
                 for on_shutdown, stream in (("exit", True), ("ignore", False))
             ]
-            await asyncio.wait_for(asyncio.gather(*(client.task for client in clients)), 110)
+            await asyncio.wait_for(asyncio.gather(*(client.task for client in clients)), 180)
         return LongRuns(
             seconds=[client.ended_at - began for client in clients],
             hand_overs=[await check_ended(made, journal, client) for client in clients],
@@ -171,38 +173,38 @@ async def test_workers_are_replaced_one_after_another_under_running_responses(
 ) -> None:
     replaced = 3
     front, worker = await asyncio.gather(cluster.start("--only", "http"), draining_worker(cluster))
-    silences: list[float] = []
-    starts: list[float] = []
+    rounds: list[tuple[float, list[float]]] = []
     async with httpx.AsyncClient(base_url=front.base_url, timeout=90) as http:
         exiting = {"checkpoints": True, "leaves": replaced, "pace": 0.3, "on_shutdown": "exit"}
         streams = [Client(http, exiting, stream=True) for _ in range(6)]
         # An error while the worker stops belongs to the stop: it is no failure of the response.
         others = [Client(http, {**exiting, "on_shutdown": "raise"}, stream=stream) for stream in (True, False)]
+        tasks = [each.task for each in streams + others]
         for lifetime in range(replaced):
-            await journal.reached("entered", (lifetime + 1) * len(streams + others), 60)
+            entries = (lifetime + 1) * len(tasks)
+            await reached(lambda least=entries: len(journal.lines("entered")) >= least, f"{entries} entries", tasks)  # type: ignore[misc]
             began = time.monotonic()
             successor = await draining_worker(cluster)
             signalled = time.monotonic()
             worker.terminate()
-            assert await until(lambda since=signalled: all(each.reset_after(since) for each in streams), 60)  # type: ignore[misc]
-            starts.append(signalled - began)
-            silences += [(each.reset_after(signalled) or 0) - signalled for each in streams]
-            assert await worker.wait_ended(30) == 0
+            await reached(lambda since=signalled: all(each.reset_after(since) for each in streams), "they go on", tasks)  # type: ignore[misc]
+            # On a machine with other work everything takes longer, as the start of a worker shows.
+            slowness = min(SLOWEST, max(1.0, (signalled - began) / START_SECONDS))
+            rounds.append((slowness, [(each.reset_after(signalled) or 0) - signalled for each in streams]))
+            assert await worker.wait_ended(HOST_GRACE) == 0
             worker = successor
-        await asyncio.wait_for(asyncio.gather(*(each.task for each in streams + others)), 60)
+        await asyncio.wait_for(asyncio.gather(*tasks), 60)
     for client in streams + others:
         assert await check_ended(cluster, journal, client) == replaced
-    p95 = sorted(silences)[math.ceil(len(silences) * 0.95) - 1]  # by nearest rank
-    # On a machine with other work everything takes longer, as the start of a worker shows.
-    slowness = min(SLOWEST, max(1.0, sorted(starts)[len(starts) // 2] / START_SECONDS))
-    assert p95 <= HAND_OVER_SECONDS * slowness, f"p95 {p95:.2f} s of {sorted(silences)}, {slowness:.1f} times slower"
+    assert any(max(silences) <= HAND_OVER_SECONDS * slowness for slowness, silences in rounds), rounds
+    assert all(max(silences) < LATEST_SECONDS for _, silences in rounds), rounds
 
 
 async def draining_worker(cluster: Deployment) -> FunctionHost:
     return await cluster.start("--only", "queue", "--grace", str(HOST_GRACE))
 
 
-LIMITED = ("--function-timeout", "6")
+LIMITED = ("--function-timeout", "10")
 """The host ends a process in which a function runs longer."""
 BEFORE_LIMIT = {"RESPONSES_HANDOVER_AFTER": "1.5"}
 
@@ -215,12 +217,12 @@ async def test_run_of_several_time_limits_length_ends_without_losing_its_process
     )
     script = {"checkpoints": True, "pace": 0.3}
     # More often than a response may be tried: none of these counts as a failed attempt.
-    exiting = {**script, "on_shutdown": "exit", "leaves": 6}
+    exiting = {**script, "on_shutdown": "exit", "leaves": 10}
     async with httpx.AsyncClient(base_url=front.base_url, timeout=90) as http:
         clients = [Client(http, exiting, stream=stream) for stream in (True, False)]
-        clients.append(Client(http, {**script, "on_shutdown": "ignore", "leaves": 4}, stream=True))
-        await asyncio.wait_for(asyncio.gather(*(each.task for each in clients)), 90)
-    for client, leaves in zip(clients, (6, 6, 4), strict=True):
+        clients.append(Client(http, {**script, "on_shutdown": "ignore", "leaves": 5}, stream=True))
+        await asyncio.wait_for(asyncio.gather(*(each.task for each in clients)), 150)
+    for client, leaves in zip(clients, (10, 10, 5), strict=True):
         assert await check_ended(cluster, journal, client) == leaves
     assert worker.running
     assert {line["pid"] for line in journal.lines("entered")} == {worker.pid}

@@ -13,7 +13,7 @@ from resilience.idempotency import RequestKey
 from resilience.placement import partition_key, tenant_of
 from storage.connection import Storage
 from tests.support.azurite import AzuriteServer
-from tests.support.servers import Deployment, body, deployment, events_of, eventually
+from tests.support.servers import PATIENT, Deployment, body, deployment, events_of, eventually
 
 FLAGS: list[dict[str, bool]] = [{}, {"stream": True}, {"background": True}, {"background": True, "stream": True}]
 
@@ -21,7 +21,7 @@ FLAGS: list[dict[str, bool]] = [{}, {"stream": True}, {"background": True}, {"ba
 @pytest.fixture(scope="module")
 def server(azurite: AzuriteServer) -> Iterator[Deployment]:
     """Two processes that serve everything: requests with one key meet in storage only."""
-    with deployment(azurite, RESPONSES_EAGER_START="true") as made:
+    with deployment(azurite, RESPONSES_EAGER_START="true", **PATIENT) as made:
         made.start_blocking()
         made.start_blocking()
         yield made
@@ -139,7 +139,7 @@ async def test_a_foreground_process_killed_after_its_claim_leaves_a_failed_respo
             with pytest.raises(httpx.HTTPError):
                 await broken
             answer = await second.post("/responses", json=request, headers=headers)
-            assert answer.json()["status"] == "failed"
+            assert answer.json()["status"] == "failed", answer.text
             assert answer.json()["error"]["additionalInfo"]["shutdown_reason"] == "crash_recovery"
 
 

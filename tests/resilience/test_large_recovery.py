@@ -18,10 +18,9 @@ import pytest
 from protocol import sse
 from storage.payloads import INLINE_LIMIT
 from tests.support.azurite import AzuriteServer
-from tests.support.host import until
 from tests.support.invariants import View, check_response
 from tests.support.paths import AGENT, BEFORE_SIGNAL, Journal, assert_each_phase_once, lifetime_of
-from tests.support.servers import Deployment, body, deployment, frames_from
+from tests.support.servers import Deployment, body, deployment, frames_from, reached
 
 PATIENCE_SECONDS = 60.0
 MEGABYTE = 1 << 20
@@ -98,7 +97,7 @@ async def test_recovered_entry_is_given_a_large_request_exactly_as_the_first_one
                     frames.append(frame)
 
         client = asyncio.create_task(follow())
-        assert await until(lambda: len(frames) >= len(BEFORE_SIGNAL), PATIENCE_SECONDS), f"only {len(frames)} frames"
+        await reached(lambda: len(frames) >= len(BEFORE_SIGNAL), "the last phase", [client], PATIENCE_SECONDS)
         first.kill()
         successor = await cluster.start("--only", "queue")
         await asyncio.wait_for(client, PATIENCE_SECONDS)

@@ -34,6 +34,7 @@ from tests.support.paths import (
     MODES,
     PHASE,
     QUERY,
+    SETTINGS,
     Journal,
     Played,
     Scene,
@@ -81,11 +82,11 @@ class Theatre:
     async def _play(self, path: str) -> tuple[Scene, Deployment] | BaseException:
         journal = Journal(self._directory / path)
         settings = {"PHASES_JOURNAL": str(journal.path), "PHASES_GRACE": str(HANDLER_GRACE[path])}
-        made = self._stack.enter_context(deployment(self._azurite, **settings))
+        made = self._stack.enter_context(deployment(self._azurite, **settings, **SETTINGS[path]))
         try:
             return await play(made, path, journal), made
         except Exception as error:
-            error.add_note(made.logs())
+            error.add_note(made.account())
             return error
         finally:
             await asyncio.to_thread(made.stop)

@@ -13,20 +13,20 @@ from resilience.placement import partition_key, tenant_of
 from storage.connection import Storage
 from storage.rows import ResponseRow
 from tests.support.azurite import AzuriteServer
-from tests.support.host import FunctionHost, until
+from tests.support.host import FunctionHost
 from tests.support.invariants import View, check_response
 from tests.support.paths import AGENT, Journal, assert_each_phase_once, lifetime_of
-from tests.support.servers import Deployment, body, deployment, events_of, eventually, frames_from
+from tests.support.servers import PATIENT, Deployment, body, deployment, events_of, eventually, frames_from, reached
 from tests.support.storage_proxy import StorageProxy
 
-HOLD_SECONDS = 15.0
-PHASES = 40
+PHASES = 50
 PATIENCE_SECONDS = 60.0
 
 PAUSED = {"AzureWebJobs.adopt_worker.Disabled": "true"}
 """Watch messages are received by nobody."""
 IDLE = {"AzureWebJobs.run_response.Disabled": "true"}
-SHORT = {"RESPONSES_HEARTBEAT_INTERVAL": "1", "RESPONSES_STALE_AFTER": "5"}
+STALE_SECONDS = 10.0
+SHORT = {"RESPONSES_HEARTBEAT_INTERVAL": "1", "RESPONSES_STALE_AFTER": str(STALE_SECONDS)}
 
 
 class Client:
@@ -34,7 +34,7 @@ class Client:
 
     def __init__(self, http: httpx.AsyncClient, **script: Any) -> None:
         self.frames: list[bytes] = []
-        self._task = asyncio.create_task(self._follow(http, script))
+        self.task = asyncio.create_task(self._follow(http, script))
 
     async def _follow(self, http: httpx.AsyncClient, script: dict[str, Any]) -> None:
         async with http.stream("POST", "/responses", json=body(script, background=True, stream=True)) as answer:
@@ -50,11 +50,11 @@ class Client:
         return [sse.event_type(frame) for frame in self.frames].count("response.in_progress")
 
     async def reached(self, count: int) -> None:
-        assert await until(lambda: len(self.frames) >= count, PATIENCE_SECONDS), f"only {len(self.frames)} frames"
+        await reached(lambda: len(self.frames) >= count, f"{count} events", [self.task], PATIENCE_SECONDS)
 
     async def whole(self) -> list[bytes]:
         async with asyncio.timeout(PATIENCE_SECONDS):
-            await self._task
+            await self.task
         return self.frames
 
 
@@ -92,23 +92,27 @@ async def test_a_live_worker_whose_pushes_are_held_back_loses_its_runs_once_and_
     phases = {"RESPONSES_AGENT": AGENT, "PHASES_JOURNAL": str(journal.path)}
     async with StorageProxy.before(azurite) as network, cluster.storage() as storage:
         connection = network.through(cluster.environment["AzureWebJobsStorage"])
-        survivor = await cluster.start("--only", "queue", **phases)
+        survivor = await cluster.start("--only", "queue", **phases, **PATIENT)
         suspect = await cluster.start(AzureWebJobsStorage=connection, RESPONSES_EAGER_START="true", **phases)
         async with httpx.AsyncClient(base_url=suspect.base_url, timeout=120) as own:
             long = {"phases": PHASES, "pace": 0.4, "checkpoints": True}
             clients = [Client(own, **long) for _ in range(3)]
             silent = [(await own.post("/responses", json=body(long, background=True))).json()["id"] for _ in range(2)]
+            for client in clients:
+                await client.reached(20)
             lasting = {"phases": 17, "pace": 1}
             foreground = [
                 asyncio.create_task(own.post("/responses", json=body(lasting, stream=stream)))
                 for stream in (False, True)
             ]
-            for client in clients:
-                await client.reached(20)
             ids = [client.response_id for client in clients] + silent
             (declared_dead,) = {(await row_of(storage, response_id)).owner for response_id in ids}
             await eventually(lambda: has_open(storage, declared_dead, len(ids) + len(foreground)), "all runs are open")
-            await hold_back(network, HOLD_SECONDS)
+            # The worker's words to its queues, its pushes among them, arrive when others have taken its runs over.
+            network.hold("queue")
+            await reached(lambda: all(len(entries_of(journal, each)) == 2 for each in ids), "all runs moved")
+            assert not any(each.done() for each in foreground), "they are to end behind their worker's back"
+            network.release("queue")
             final = [sse.decode((await client.whole())[-1])["response"] for client in clients]
             await eventually(lambda: all_completed(http, silent), "all runs are completed", PATIENCE_SECONDS)
             final += [(await http.get(f"/responses/{response_id}")).json() for response_id in silent]
@@ -145,13 +149,6 @@ def entries_of(journal: Journal, response_id: str) -> list[dict[str, Any]]:
     return [entry for entry in journal.lines("entered") if entry["response_id"] == response_id]
 
 
-async def hold_back(network: StorageProxy, seconds: float) -> None:
-    """The worker's words to its queues, its pushes among them, arrive late."""
-    network.hold("queue")
-    await asyncio.sleep(seconds)
-    network.release("queue")
-
-
 async def has_open(storage: Storage, worker_id: str, count: int) -> bool:
     return len(await storage.ledger.entries(worker_id)) == count
 
@@ -185,25 +182,26 @@ async def test_a_dead_worker_whose_watch_message_was_slept_through_is_found_by_t
     cluster: Deployment, http: httpx.AsyncClient
 ) -> None:
     first, sweeper = await asyncio.gather(paused_worker(cluster), paused_worker(cluster, **IDLE))
-    orphan = Client(http, count=30, delay=0.1, checkpoint_every=5)
+    orphan = Client(http, count=60, delay=0.4, delay_again=0.02, checkpoint_every=5)
     await orphan.reached(12)
     first.kill()
     busy = await paused_worker(cluster)
-    unharmed = Client(http, count=80, delay=0.1)
+    # Without a heartbeat it would be found too.
+    unharmed = Client(http, count=100, delay=1.5 * STALE_SECONDS / 100)
     await unharmed.reached(8)
 
-    async def found() -> bool:
+    async def over() -> bool:
         await sweep(sweeper)
-        return orphan.resets() > 1
+        return orphan.resets() > 1 and unharmed.task.done()
 
-    await eventually(found, "the orphan goes on", PATIENCE_SECONDS)
+    await eventually(over, "the orphan goes on, and the other run is over", PATIENCE_SECONDS)
     async with cluster.storage() as storage:
         for client, resets in ((orphan, 2), (unharmed, 1)):
             await client.whole()
             await check_response(storage, "local", client.response_id, seen=[View(client.frames, ended=True)])
             assert client.resets() == resets
         final = sse.decode(orphan.frames[-1])["response"]
-        assert numbers_in(final) == list(range(30))
+        assert numbers_in(final) == list(range(60))
         unharmed_row = await row_of(storage, unharmed.response_id)
         assert (unharmed_row.generation, unharmed_row.attempt) == (1, 1), "a worker with a heartbeat was swept away"
     assert sweeper.log().count("is dead") == 1
@@ -220,4 +218,4 @@ async def sweep(host: FunctionHost) -> None:
     async with httpx.AsyncClient(base_url=host.base_url, timeout=30) as admin:
         answer = await admin.post("/admin/functions/sweep", json={})
     assert answer.status_code == 202, answer.text
-    await host.until(lambda: host.log().count("sweep succeeded") > before, 30, "to have swept")
+    await host.until(lambda: host.log().count("sweep succeeded") > before, PATIENCE_SECONDS, "to have swept")

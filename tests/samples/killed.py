@@ -17,7 +17,7 @@ from tests.support.paths import Journal
 from tests.support.servers import Deployment, deployment
 from tests.support.stream_oracle import assert_response
 
-HELD_SECONDS = 30.0
+HELD_SECONDS = 90.0
 END_SECONDS = 60.0
 POLL_SECONDS = 0.5
 

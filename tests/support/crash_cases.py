@@ -137,8 +137,11 @@ class Case:
     async def ask(self, host: FunctionHost, enough: int = 10**9, **fields: Any) -> None:
         """Make a response and follow it while the host lives, or until so many events were seen."""
         script = {**SCRIPT, "delay": 0.8} if self.way == "leaving" else SCRIPT  # longer than the grace
+        if self.way == "taking over":
+            script = {**script, "delay": 1.0, "delay_again": 0.25}  # not at its end when its owner is killed
         if self.mode == "steer and cancel" or (self.way == "taking over" and self.steers):
-            script = {**script, "on_signal": "ignore", "delay": 0.7}  # its handler is there when the end comes
+            # Its handler is there when the end comes, however late its client hears of it.
+            script = {**script, "on_signal": "ignore", "delay": 0.7, "count": 15}
         elif self.cancels and self.point.startswith(LATER):
             script = {**script, "on_signal": "ignore"}  # it gets that far, whenever the cancel comes
         if self.way == "deleting":

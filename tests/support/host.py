@@ -18,7 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 APPS = ROOT / "tests" / "support" / "apps"
-START_SECONDS = 60.0
+START_SECONDS = 120.0
+END_SECONDS = 45.0
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.02
 
@@ -126,7 +127,7 @@ class FunctionHost:
         old = self.pid
         await self.until(lambda: self._look() and self.pid != old, seconds, "to be started again")
 
-    async def wait_ended(self, seconds: float = STOP_SECONDS) -> int:
+    async def wait_ended(self, seconds: float = END_SECONDS) -> int:
         """Wait until the process has ended; its exit code (negative: the signal that killed it)."""
         if not await until(lambda: not self.running, seconds):
             raise HostFailed(f"The host still runs.\n{self.log()}")

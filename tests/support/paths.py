@@ -22,7 +22,7 @@ from protocol import sse
 from protocol.events import TERMINAL
 from protocol.response import TERMINAL_STATUSES
 from tests.support.host import FunctionHost, until
-from tests.support.servers import Deployment, body, frames_from, frames_of
+from tests.support.servers import PATIENT, Deployment, body, frames_from, frames_of, reached
 
 type Json = dict[str, Any]
 
@@ -39,6 +39,8 @@ HOST_GRACE = 45.0
 """Seconds after which the host would end whatever still runs."""
 SHORT_HOST_GRACE = 1.0
 """The same on the path on which it comes first."""
+SETTINGS: dict[str, dict[str, str]] = {"A": PATIENT, "B": PATIENT, "C": {}, CUT_SHORT: {}}
+"""On A and B every host says when it goes: a death that somebody believes in is none."""
 
 BEGUN = ("response.created", "response.in_progress")
 HALF_PHASE = ("response.output_item.added", "response.content_part.added", "response.output_text.delta")
@@ -91,6 +93,7 @@ class Played:
         got: GET, in the end, from the HTTP process that stayed.
         input_items: the same of its input items.
         entries: the handler's entries, as the handler noted them.
+        broke: what ended the connection to the first process, if it broke.
         error: why it could not be followed to its end.
     """
 
@@ -104,6 +107,7 @@ class Played:
     got: httpx.Response | None = None
     input_items: httpx.Response | None = None
     entries: list[Json] = field(default_factory=list)
+    broke: httpx.TransportError | None = None
     error: BaseException | None = None
 
     @property
@@ -223,19 +227,24 @@ async def play(made: Deployment, path: str, journal: Journal) -> Scene:
             asyncio.create_task(_follow(each, staying if each.row in ("1", "11") else leaving, staying, journal))
             for each in played
         ]
-        await journal.reached("staying", len(played), STAY_SECONDS)
-        assert await until(lambda: all(each.stays for each in played), STAY_SECONDS)
+        await reached(
+            lambda: len(journal.lines("staying")) == len(played), "every handler stays", clients, STAY_SECONDS
+        )
+        await reached(lambda: all(each.stays for each in played), "all was heard", clients, STAY_SECONDS)
         successor = await made.start("--only", "queue", RESPONSES_AGENT=AGENT)
         stage.signal()
         ends = await asyncio.gather(
             *(asyncio.wait_for(client, END_SECONDS) for client in clients), return_exceptions=True
         )
         if path != "C":
-            assert await stage.worker.wait_ended() == 0
-            assert await stage.leaving.wait_ended() == 0
+            assert await stage.worker.wait_ended(HOST_GRACE) == 0
+            assert await stage.leaving.wait_ended(HOST_GRACE) == 0
         for each, end in zip(played, ends, strict=True):
             each.entries = journal.lines("entered", cell=each.name)
             each.error = end
+            if end is not None:
+                end.add_note(f"The first connection: {each.broke!r}, {each.answer and each.answer.text}")
+                end.add_note(made.account())
     return Scene(stage.worker.pid, successor.pid, {each.name: each for each in played})
 
 
@@ -246,15 +255,14 @@ async def _follow(played: Played, first: httpx.AsyncClient, other: httpx.AsyncCl
     try:
         if played.mode == "stream":
             async with first.stream("POST", "/responses", **more) as answer:
-                assert answer.status_code == 200
                 played.connections += 1
                 async for frame in frames_from(answer):
                     played.frames.append(frame)
         else:
             played.answer = await first.post("/responses", **more)
             played.connections += 1
-    except httpx.TransportError:
-        pass
+    except httpx.TransportError as error:
+        played.broke = error
     told = played.answer is not None and played.answer.is_success and played.answer.json()["id"]
     played.response_id = told or journal.lines("entered", cell=played.name)[0]["response_id"]
     path = f"/responses/{played.response_id}"

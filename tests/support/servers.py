@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +13,16 @@ import httpx
 from protocol import sse
 from storage.connection import Storage, StorageSettings, open_storage
 from tests.support.azurite import AzuriteServer
-from tests.support.host import ROOT, FunctionHost
+from tests.support.host import ROOT, FunctionHost, until
 
 SCRIPTED = "tests.support.agents.scripted:app"
 FRAGILE = "tests.support.agents.scripted:fragile_app"
+
+PATIENT = {"RESPONSES_WATCH_VISIBILITY": "30"}
+"""For hosts of which none dies unseen: a machine that stands still for some seconds does not make one look dead."""
+
+LOG_LENGTH = 30_000
+"""Characters of each host's log, from its end, that a failed test shows."""
 
 
 @dataclass
@@ -51,20 +57,44 @@ class Deployment:
         """What all hosts wrote."""
         return "\n".join(host.log() for host in self.hosts)
 
+    def account(self) -> str:
+        """For the message of a failure: which hosts there are, and what each wrote last."""
+        states = ["running" if host.running else f"ended with {host.process.returncode}" for host in self.hosts]
+        return "\n".join(
+            f"-- process {host.pid}, {state}\n{host.log()[-LOG_LENGTH:]}"
+            for host, state in zip(self.hosts, states, strict=True)
+        )
+
     def stop(self) -> None:
         """End all hosts."""
         for host in self.hosts:
             host.stop()
 
 
+_there: list[Deployment] = []
+
+
+def account_of_all() -> str:
+    """The same of every deployment that is there now."""
+    return "\n".join(made.account() for made in _there)
+
+
 @contextmanager
 def deployment(azurite: AzuriteServer, agent: str = SCRIPTED, **settings: str) -> Iterator[Deployment]:
-    """A namespace of its own in the emulator, and hosts in it; all gone afterwards."""
+    """A namespace of its own in the emulator, and hosts in it; all gone afterwards.
+
+    What fails in it gets a note of what the hosts wrote.
+    """
     with azurite.namespace() as names:
         made = Deployment({**names, "RESPONSES_AGENT": agent, **settings})
+        _there.append(made)
         try:
             yield made
+        except BaseException as error:
+            error.add_note(made.account())
+            raise
         finally:
+            _there.remove(made)
             made.stop()
 
 
@@ -95,8 +125,30 @@ async def eventually(
         await asyncio.sleep(pause)
 
 
+async def reached(
+    condition: Callable[[], object], what: str, tasks: Iterable[asyncio.Task[Any]] = (), seconds: float = 60
+) -> None:
+    """Wait for what tasks are to bring about; what broke one of them says more than what is missing."""
+    watched = list(tasks)
+
+    def broken() -> list[asyncio.Task[Any]]:
+        return [task for task in watched if task.done() and (task.cancelled() or task.exception())]
+
+    await until(lambda: condition() or broken() or (watched and all(task.done() for task in watched)), seconds)
+    for task in broken():
+        task.result()
+    assert condition(), f"not reached in {seconds} s, or before all was over: {what}"
+
+
 async def frames_from(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The frames of a streamed body as they arrive, without comments."""
+    """The frames of a streamed body as they arrive, without comments.
+
+    Raises:
+        httpx.HTTPStatusError: There is no stream; the message says what there is instead.
+    """
+    if response.is_error:
+        text = (await response.aread()).decode(errors="replace")
+        raise httpx.HTTPStatusError(f"{response.status_code}: {text}", request=response.request, response=response)
     rest = b""
     async for chunk in response.aiter_raw():
         frames, rest = sse.split(rest + chunk)
