@@ -10,10 +10,12 @@ The order, each step repeatable, a crash anywhere found through the adopter's ow
 2. mark the ledger dead, by CAS (from here not one transaction of that worker gets through);
 3. for each entry: a background run gets a fresh start message, a foreground run its `failed` row unless it has one,
    an unfinished adoption a fresh watch message;
-4. delete the ledger, the row `worker` last; 5. close the adoption entry.
+4. note their responses for retention;
+5. delete the ledger, the row `worker` last; 6. close the adoption entry.
 
 Which message counts: one of a lower epoch than the open ledger's is superseded, its worker has sent another since (see
-`worker`); there is nothing to do. A dead ledger is adopted whatever the epoch, and so is every ledger by the sweep and
+`watch`); there is nothing to do. While its worker cannot send another it gives pulses: then the message is put back,
+and leads here again. A dead ledger is adopted whatever the epoch, and so is every ledger by the sweep and
 by a message without an epoch. An adoption entry, kind ``adoption``: ``{worker, epoch}`` (no `epoch` where the adopter
 was told none), keeps what its adopter was told, and the fresh message says the same: if the ledger was marked, it
 leads there, and if it was not, it counts exactly if the first one would.
@@ -30,6 +32,7 @@ from typing import Any
 
 from protocol import jsonio
 from protocol.response import failed
+from resilience.acceptance import remove_blobs
 from resilience.chain import revive, start_active, takes_part
 from resilience.dispatch import Disposition
 from resilience.incarnation import responses_in
@@ -40,7 +43,7 @@ from resilience.rows import first_row, is_unseen
 from resilience.run_entries import BACKGROUND, FOREGROUND
 from resilience.runtime import Runtime
 from storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError
-from storage.expiry import StoredResponse
+from storage.expiry import MAX_RESPONSES
 from storage.ledger import LedgerEntry
 from storage.payloads import StoredPayload
 from storage.rows import ResponseRow
@@ -80,7 +83,6 @@ async def adopt(runtime: Runtime, worker_id: str, epoch: int | None = None) -> N
         runtime.worker.own_message_received(worker_id, epoch)
         runtime.worker.close(own_id, entry.key)
         return
-    ended: list[StoredResponse] = []
     unknown: list[LedgerEntry] = []
     try:
         if await _mark_dead(runtime, worker_id, epoch):
@@ -90,18 +92,23 @@ async def adopt(runtime: Runtime, worker_id: str, epoch: int | None = None) -> N
             unknown = [each for each in found if each.kind not in _KINDS]
             for open_entry in found:
                 await _take_care(runtime, open_entry)
-            known = [each for each in found if each.kind in _KINDS]
-            ended = [response for each in known for response in responses_in(each)]
+            # Theirs to note for retention. A background run that goes on is noted anew by its next owner.
+            await _note(runtime, [each for each in found if each.kind in _KINDS])
             await runtime.storage.ledger.wipe(worker_id, keep=[each.key for each in unknown])
     except StorageError:
         # It is tried again, here or elsewhere: the message comes back, the sweep finds the ledger.
         runtime.worker.close(own_id, entry.key)
         raise
-    # They were the dead ledger's to note for retention. A background run that goes on is noted anew by its next owner.
     # Not in a `finally`: what cuts an adoption off, the death of this process, has to leave it open.
-    runtime.worker.close(own_id, entry.key, ended)
+    runtime.worker.close(own_id, entry.key)
     if unknown:
         raise UnknownEntries(worker_id, unknown)
+
+
+async def _note(runtime: Runtime, entries: Sequence[LedgerEntry]) -> None:
+    responses = [response for entry in entries for response in responses_in(entry)]
+    for start in range(0, len(responses), MAX_RESPONSES):
+        await runtime.storage.expiry.note(runtime.now(), responses[start : start + MAX_RESPONSES])
 
 
 async def sweep(runtime: Runtime) -> None:
@@ -132,8 +139,8 @@ def _adoption_entry(worker_id: str, epoch: int | None) -> LedgerEntry:
 
 
 async def _mark_dead(runtime: Runtime, worker_id: str, epoch: int | None) -> bool:
-    """False if there is nothing to adopt: the worker closed its ledger, another adopter has finished, or the message
-    of that epoch is superseded.
+    """False if there is nothing to adopt: the worker closed its ledger, another adopter has finished, the message of
+    that epoch is superseded, or the worker lives.
     """
     while True:
         try:
@@ -143,6 +150,9 @@ async def _mark_dead(runtime: Runtime, worker_id: str, epoch: int | None) -> boo
             if epoch is not None and record.epoch > epoch:
                 _log.info("a superseded watch message of worker %s", worker_id)
                 return False
+            if epoch is not None and await _is_beating(runtime, worker_id):
+                await runtime.storage.watch.send(worker_id, delay=runtime.settings.watch_visibility, epoch=epoch)
+                return False
             await runtime.storage.ledger.mark_dead(record)
         except NotFound:
             return False
@@ -150,6 +160,12 @@ async def _mark_dead(runtime: Runtime, worker_id: str, epoch: int | None) -> boo
             continue  # it changed at this moment: look again
         else:
             return True
+
+
+async def _is_beating(runtime: Runtime, worker_id: str) -> bool:
+    """True for a process that lost the hold of its watch message, and whose event loop is blocked."""
+    within = timedelta(seconds=runtime.settings.watch_visibility)
+    return await runtime.storage.ledger.gave_pulse(worker_id, within)
 
 
 async def _take_care(runtime: Runtime, entry: LedgerEntry) -> None:
@@ -192,6 +208,8 @@ async def _record_failure(runtime: Runtime, data: Mapping[str, Any]) -> None:
                     await revive(runtime, key, response_id)
                 return
         elif not is_unseen(row):
+            if row.deleted:
+                await remove_blobs(runtime, key, response_id)  # a snapshot was stored for it too late
             if row.turn:
                 await revive(runtime, key, response_id)  # whoever ended it may have died before it started the next one
             return

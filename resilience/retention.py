@@ -2,7 +2,8 @@
 
 The index of what ended when is `storage.expiry`. One turn of the timer deletes a bounded batch, the oldest first. A
 response goes row first, so that nobody is shown a half of it, and a line of the index goes last: a crash in between is
-made good by the next turn. A response that is still in flight, or ended only lately, is noted anew.
+made good by the next turn. A response that is still in flight is noted anew. One that changed hands was noted as soon
+as its first worker left it, and goes that much earlier.
 """
 
 import logging
@@ -52,13 +53,18 @@ async def _expire_all(runtime: Runtime, due: Due) -> None:
 
 
 async def _expire(runtime: Runtime, response: StoredResponse) -> bool:
+    """Delete a response; false if it stays."""
+    try:
+        return await _delete_ended(runtime, response)
+    except MalformedRecord:  # by a newer version, or damaged: the others must not wait for it
+        _log.exception("response %s: its row, its chain or its key cannot be read", response.id)
+        return False
+
+
+async def _delete_ended(runtime: Runtime, response: StoredResponse) -> bool:
     """Delete a response; false if it is in flight."""
     storage = runtime.storage
-    try:
-        row = await read_row(storage, response.partition_key, response.id)
-    except MalformedRecord:  # by a newer version, or damaged: the others must not wait for it
-        _log.exception("response %s: its row cannot be read", response.id)
-        return False
+    row = await read_row(storage, response.partition_key, response.id)
     if row is not None:
         if row.status not in TERMINAL_STATUSES and not row.deleted:
             return False

@@ -16,8 +16,9 @@ that takes it up has the epoch of the one that is sent next, so that one that co
 
 *Pulse* (a row of the ledger that is no part of the fence): given by the pusher's thread when the event loop has made
 no transaction for longer than a ``heartbeat_interval``, so that the sweep does not take a blocked worker for a dead
-one either. It costs nothing while the loop runs. A loop that was silent for ``handover_after`` will not come back:
-then the thread stops.
+one either; and in place of a push while a message that cannot be pushed was not replaced yet, so that its receiver does
+not (`adoption`). It costs nothing while the loop runs. A loop that was silent for ``handover_after`` will not come
+back: then the thread stops.
 
 Concurrency: belongs to the event loop; but for the times of the last sign of life, which the pusher's thread reads
 and, one of them, writes: a float is read and written as a whole. A message is replaced by a task of its own, so that a
@@ -104,7 +105,7 @@ class Watch:
         return await pusher.stop() if pusher is not None else None
 
     def give_up(self) -> None:
-        """End the pushes: the message, if there is still one, is what leads others to the dead ledger."""
+        """End the pushes, without waiting for that: the message, if there is one, leads others to the ledger."""
         pusher, self._pusher = self._pusher, None
         if pusher is not None:
             in_background(pusher.stop())
@@ -129,12 +130,25 @@ class Watch:
         self._heard_at = asyncio.get_running_loop().time()
 
     def _give_pulse(self, clock: Callable[[], float]) -> None:
-        """In the pusher's thread: say that the process lives, if its event loop has not said so for too long."""
+        """In the pusher's thread.
+
+        Raises:
+            PreconditionFailed: The event loop will not come back.
+        """
+        self._check_loop(clock)
+        self._storage.ledger.pulse_blocking(self._worker_id)
+        self._heard_at = clock()
+
+    def _check_loop(self, clock: Callable[[], float]) -> None:
+        if clock() - self._awake_at > self._settings.handover_after:
+            raise PreconditionFailed("The event loop does not run any more.")
+
+    def _stand_in(self, clock: Callable[[], float]) -> None:
+        """A pulse, if the event loop has not said for too long that the process lives."""
         if clock() - self._heard_at < _LATE_HEARTBEAT * self._settings.heartbeat_interval:
             return
         try:
-            self._storage.ledger.pulse_blocking(self._worker_id)
-            self._heard_at = clock()
+            self._give_pulse(clock)
         except Exception as error:  # whatever it was: the pushes go on
             _log.warning("no pulse given for worker %s: %s", self._worker_id, error)
 
@@ -144,11 +158,13 @@ class Watch:
         loop = asyncio.get_running_loop()
 
         def push(newest: QueueReceipt, visibility: float) -> QueueReceipt:
-            if loop.time() - self._awake_at > self._settings.handover_after:
-                raise PreconditionFailed("The event loop does not run any more.")
+            self._check_loop(loop.time)
             pushed = self._storage.watch.push_blocking(newest, visibility)
-            self._give_pulse(loop.time)
+            self._stand_in(loop.time)
             return pushed
+
+        def pulse() -> None:
+            self._give_pulse(loop.time)
 
         def lost(how: Lost) -> None:
             try:
@@ -156,9 +172,10 @@ class Watch:
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 return
 
+        self.give_up()  # what stood in for the message that this one replaces
         self.epoch = epoch
         self._received_own = False
-        self._pusher = self._new_pusher(push, receipt, self._settings, lost)
+        self._pusher = self._new_pusher(push, pulse, receipt, self._settings, lost)
         self._pusher.start()
 
     def _message_lost(self, epoch: int, how: Lost) -> None:

@@ -10,7 +10,9 @@ Answers to a push, and what follows:
   then after each interval.
 - refused, after an answer: somebody received the message. `Lost.RECEIVED`; the pushes end.
 - refused, after no answer: the last receipt is spent, most likely by the push whose answer was lost; nobody can push
-  this message any more. `Lost.SUPERSEDED`; the pushes end, and a new message has to take its place.
+  this message any more. `Lost.SUPERSEDED`; a new message has to take its place. Until the event loop has seen to that,
+  and stops this pusher, a pulse takes the place of each push: the old message will be received while the loop is
+  blocked, and its receiver has to learn that the process lives.
 """
 
 import asyncio
@@ -35,6 +37,7 @@ class Lost(Enum):
 
 
 type Push = Callable[[QueueReceipt, float], QueueReceipt]
+type Pulse = Callable[[], None]
 
 
 class WatchPusher(Protocol):
@@ -51,21 +54,27 @@ class Pushes:
     """The pushes of one message, one after the other, whoever waits in between."""
 
     def __init__(
-        self, push: Push, receipt: QueueReceipt, settings: EngineSettings, lost: Callable[[Lost], None]
+        self, push: Push, pulse: Pulse, receipt: QueueReceipt, settings: EngineSettings, lost: Callable[[Lost], None]
     ) -> None:
         self.receipt = receipt
         self._push = push
+        self._pulse = pulse
         self._settings = settings
         self._lost = lost
         self._answered = True
+        self._superseded = False
 
     def once(self) -> float | None:
-        """Push; seconds until the next time, None if there is none."""
+        """Push, or give a pulse; seconds until the next time, None if there is none."""
+        return self._pulse_once() if self._superseded else self._push_once()
+
+    def _push_once(self) -> float | None:
         try:
             self.receipt = self._push(self.receipt, self._settings.watch_visibility)
         except (NotFound, PreconditionFailed, StorageRejected):
-            self._lost(Lost.RECEIVED if self._answered else Lost.SUPERSEDED)
-            return None
+            self._superseded = not self._answered
+            self._lost(Lost.SUPERSEDED if self._superseded else Lost.RECEIVED)
+            return 0.0 if self._superseded else None
         except StorageError as error:
             _log.warning("watch message not pushed: %s", error)
             first, self._answered = self._answered, False
@@ -73,14 +82,23 @@ class Pushes:
         self._answered = True
         return self._settings.watch_push_interval
 
+    def _pulse_once(self) -> float | None:
+        try:
+            self._pulse()
+        except (NotFound, PreconditionFailed, StorageRejected):
+            return None  # declared dead, or as good as dead
+        except StorageError as error:
+            _log.warning("no pulse given: %s", error)
+        return self._settings.watch_push_interval
+
 
 class ThreadPusher:
     """Pushes from a thread, with the driver's blocking client: a blocked event loop does not stop it."""
 
     def __init__(
-        self, push: Push, receipt: QueueReceipt, settings: EngineSettings, lost: Callable[[Lost], None]
+        self, push: Push, pulse: Pulse, receipt: QueueReceipt, settings: EngineSettings, lost: Callable[[Lost], None]
     ) -> None:
-        self._pushes = Pushes(push, receipt, settings, lost)
+        self._pushes = Pushes(push, pulse, receipt, settings, lost)
         self._interval = settings.watch_push_interval
         self._stopped = threading.Event()
         self._ended = asyncio.Event()
@@ -107,4 +125,4 @@ class ThreadPusher:
                 pass
 
 
-PusherFactory = Callable[[Push, QueueReceipt, EngineSettings, Callable[[Lost], None]], WatchPusher]
+PusherFactory = Callable[[Push, Pulse, QueueReceipt, EngineSettings, Callable[[Lost], None]], WatchPusher]

@@ -44,7 +44,7 @@ from resilience.watch import Watch
 from resilience.watch_pusher import PusherFactory, ThreadPusher
 from storage.connection import Storage
 from storage.errors import NotFound, PreconditionFailed, StorageError, StorageUnavailable
-from storage.expiry import MAX_RESPONSES, StoredResponse
+from storage.expiry import MAX_RESPONSES
 from storage.ledger import MAX_CHANGES, LedgerEntry, fitting
 
 _log = logging.getLogger("resilience.worker")
@@ -115,14 +115,14 @@ class Worker:
         self._wake.set()
         return await opening.done
 
-    def close(self, worker_id: str, key: str, others: Sequence[StoredResponse] = ()) -> None:
+    def close(self, worker_id: str, key: str) -> None:
         """Forget an entry, once it is noted, with a later transaction.
 
-        A lost closing is found and ignored by whoever adopts. `others`: more responses that came to their end with it.
+        A lost closing is found and ignored by whoever adopts.
         """
         now = self._now
         if now is not None and now.id == worker_id and key in now.open:
-            now.unnoted[key] = (*now.open.pop(key), *others)
+            now.unnoted[key] = now.open.pop(key)
             now.idle_since = asyncio.get_running_loop().time()
             self._wake.set()
 

@@ -14,7 +14,7 @@ import json
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from storage.driver import (
@@ -215,13 +215,23 @@ class WorkerLedgers:
             if _state(entity) == "dead" or not await self._pulsed(entity.partition_key, before)
         ]
 
+    async def gave_pulse(self, worker_id: str, within: timedelta) -> bool:
+        """Whether a worker gave a pulse in so long a time before now, by the service's clock."""
+        pulse = await self._pulse(worker_id)
+        if pulse is None or "mark" not in pulse.properties:  # it never gave one
+            return False
+        return pulse.timestamp >= await self.service_time() - within
+
     async def _pulsed(self, worker_id: str, since: datetime) -> bool:
+        pulse = await self._pulse(worker_id)
+        return pulse is not None and pulse.timestamp >= since
+
+    async def _pulse(self, worker_id: str) -> Entity | None:
         call = self._driver.get_entity(WORKERS, worker_id, PULSE_ROW)
         try:
-            pulse = await self._seam.run(Operation.LEDGER_READ, call)
+            return await self._seam.run(Operation.LEDGER_READ, call)
         except NotFound:
-            return False
-        return pulse.timestamp >= since
+            return None
 
     async def service_time(self) -> datetime:
         """The storage service's clock, in UTC."""

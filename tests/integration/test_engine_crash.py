@@ -632,6 +632,7 @@ async def test_many_workers_die_at_random_and_every_response_ends() -> None:
             await (victims[index % 5] if index % 3 else api).stream(background(f"{index}")) for index in range(12)
         ]
         ids = [await reader.response_id() for reader in readers]
+        victims[4].serve_timer()  # some may die at rest: nobody else looks for those
         for victim in victims[:4]:
             await asyncio.sleep(2.7)
             await victim.crash()

@@ -22,6 +22,7 @@ from tests.support.virtual_time import VirtualTimeLoop
 EVENT_LOOP = VirtualTimeLoop
 
 LOST_PUSH = Fault(operation="queue.push_watch", kind="after", times=1)
+NO_PULSE = Fault(operation="ledger.pulse", kind="before")
 
 
 @dataclass
@@ -101,6 +102,35 @@ async def test_a_lost_reply_to_a_push_costs_no_run(resilient: bool) -> None:
         await until(lambda: len(watch_texts(hosts)) == 1, "the end of the superseded message")
         await ended_undisturbed(hosts, run)
         assert run.other.received[WATCH_QUEUE] == 1
+
+
+@pytest.mark.parametrize("resilient", [True, False], ids=["row-1", "row-2"])
+async def test_a_process_that_cannot_replace_its_message_lives_on_by_its_pulses(resilient: bool) -> None:
+    async with fleet(Teller(60, pause=0.5)) as hosts:
+        run = await busy(hosts, resilient=resilient)
+        run.owner.seam.inject(LOST_PUSH)
+        # As with an event loop that is blocked: the reply comes too late, and then nothing is sent for a while.
+        mute = run.owner.seam.inject(Fault(operation="queue.send_watch", kind="before"))
+        await until(lambda: run.other.received[WATCH_QUEUE] == 3, "the message comes back, again and again")
+        assert await epoch_of(hosts, run.worker) == 0
+        mute.remove()
+        await ended_undisturbed(hosts, run)
+
+
+async def test_a_process_that_dies_after_its_pulses_is_found_by_the_message_that_was_put_back() -> None:
+    async with fleet(Teller(60, pause=0.5)) as hosts:
+        run = await busy(hosts)
+        run.owner.seam.inject(LOST_PUSH)
+        run.owner.seam.inject(Fault(operation="queue.send_watch", kind="before"))
+        await until(lambda: run.other.received[WATCH_QUEUE] == 2, "the message comes back")
+        run.other.serve_queues(WORK_QUEUE)
+        await run.owner.crash()
+        died = asyncio.get_running_loop().time()
+        await until(lambda: hosts.entered(run.background_id) == 2, "another worker")
+        assert asyncio.get_running_loop().time() - died < 12
+        row = await hosts.finished(run.background_id)
+        assert row.status == "completed"
+        await hosts.quiet()
 
 
 async def test_what_replaces_a_message_is_pushed_and_its_own_replies_may_be_lost() -> None:
@@ -215,10 +245,11 @@ async def test_a_death_while_the_message_is_replaced_is_found_in_seconds(name: s
 
 
 async def test_a_process_that_is_too_late_was_declared_dead() -> None:
-    """The old message was received and believed before its replacement was there."""
+    """The old message was received and believed before its replacement was there, and no pulse came through."""
     async with fleet(Teller(40, pause=0.5)) as hosts:
         run = await busy(hosts)
         run.owner.seam.inject(Fault(operation="queue.send_watch", kind="delay", delay=8.0, times=1))
+        run.owner.seam.inject(NO_PULSE)
         run.owner.seam.inject(LOST_PUSH)
         await until(lambda: "ledger.wipe" in run.other.calls, "the adoption")
         await until(lambda: run.owner.engine.runtime.worker.id != run.worker, "a new id")
@@ -241,6 +272,7 @@ async def test_an_adopter_that_read_the_ledger_before_the_epoch_was_told_looks_a
         run = await busy(hosts)
         reached = run.other.pause_at("ledger.mark_dead")
         delayed = run.owner.seam.inject(Fault(operation="queue.send_watch", kind="hang"))
+        run.owner.seam.inject(NO_PULSE)
         run.owner.seam.inject(LOST_PUSH)
         await reached.wait()
         delayed.remove()

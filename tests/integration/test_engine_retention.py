@@ -123,6 +123,33 @@ async def test_a_response_in_flight_is_kept_and_noted_anew() -> None:
         assert left(hosts) == {}
 
 
+@pytest.mark.parametrize("damaged", ["row", "chain", "key"])
+async def test_what_cannot_be_read_of_one_response_does_not_keep_the_others(damaged: str) -> None:
+    async with fleet(Teller(1)) as hosts:
+        host = hosts.host(queues=False, retention_days=HOURS)
+        bad = await host.create({"input": "hi", "conversation": "talk"}, idempotency_key="k")
+        good = await host.create({"input": "hi"})
+        await hosts.quiet()
+        driver = hosts.storage.driver
+        assert isinstance(driver, MemoryDriver)
+        table, name, column = {
+            "row": (RESPONSES, f"response-{bad['id']}", "status"),
+            "chain": (RESPONSES, "chain", "active"),
+            "key": (IDEMPOTENCY, "", "body_hash"),
+        }[damaged]
+        (entity,) = [each for (_, key), each in driver.tables[table].items() if key == name or not name]
+        whole, entity.properties[column] = entity.properties[column], 0
+        await asyncio.sleep(3.1 * HOUR)
+        await expire_all(host)
+        assert await hosts.row(good["id"]) is None
+        entity.properties[column] = whole
+        assert await hosts.row(bad["id"]) is not None
+        await asyncio.sleep(3.1 * HOUR)
+        await expire_all(host)
+        assert await hosts.row(bad["id"]) is None
+        assert IDEMPOTENCY not in left(hosts)
+
+
 @pytest.mark.parametrize("kind", ["before", "after"])
 @pytest.mark.parametrize("name", ["row.*", "log.*", "payload.*", "expiry.*", "chain.*"])
 async def test_a_turn_of_the_timer_that_fails_anywhere_is_made_good_by_the_next(name: str, kind: FaultKind) -> None:

@@ -11,7 +11,8 @@ from tests.support.azurite import AzuriteServer
 from tests.support.host import FunctionHost
 from tests.support.invariants import check_response
 from tests.support.paths import AGENT, Journal, markers
-from tests.support.servers import body, deployment, frames_from, reached
+from tests.support.servers import body, deployment, frames_from, frames_of, reached
+from tests.support.storage_proxy import StorageProxy
 
 BLOCKED_SECONDS = 32.0
 STALE_SECONDS = 16.0
@@ -22,6 +23,9 @@ machine stood still for some seconds.
 """
 
 SETTLED_SECONDS = 30.0
+
+LOST_SECONDS = 4.5
+"""A push that is held for so long arrives after its sender gave up waiting for the answer (3 s)."""
 
 BESIDE = 30
 """Phases of a run that lasts until the other one blocks, however busy the machine."""
@@ -83,3 +87,37 @@ async def test_blocked_worker_keeps_all_its_runs_although_another_waits_for_them
         for host in (worker, other):
             assert "is dead" not in host.log()
             assert "declared dead" not in host.log()
+
+
+async def test_blocked_worker_keeps_its_run_although_the_answer_to_a_push_was_lost(
+    azurite: AzuriteServer, tmp_path: Path
+) -> None:
+    """Nobody can push its message any more, and nobody but its thread can say that it lives."""
+    journal = Journal(tmp_path / "journal")
+    settings = {"PHASES_JOURNAL": str(journal.path), "RESPONSES_WATCH_VISIBILITY": str(WATCH_SECONDS)}
+    async with StorageProxy.before(azurite) as network:
+        with deployment(azurite, AGENT, **settings) as made:
+            connection = network.through(made.environment["AzureWebJobsStorage"])
+            front, worker, other = await asyncio.gather(
+                made.start("--only", "http"),
+                made.start("--only", "queue", AzureWebJobsStorage=connection),
+                made.start("--only", "queue"),
+            )
+            other.freeze()
+            async with httpx.AsyncClient(base_url=front.base_url, timeout=90) as http:
+                script = {"stay_in": 1, "block": 2 * WATCH_SECONDS}
+                blocking = asyncio.create_task(http.post("/responses", json=body(script, background=True, stream=True)))
+                await reached(lambda: journal.lines("staying"), "the handler blocks", [blocking])
+                other.thaw()
+                network.hold("queue")
+                await asyncio.sleep(LOST_SECONDS)
+                network.release("queue")
+                answer = await asyncio.wait_for(blocking, 2 * WATCH_SECONDS + SETTLED_SECONDS)
+            # Its message was received, and put back; else this would prove nothing.
+            assert "adopt_worker succeeded" in other.log()
+            frames = frames_of(answer.content)
+            final = sse.decode(frames[-1])["response"]
+            assert [entry["pid"] for entry in journal.lines("entered")] == [worker.pid]
+            assert "is dead" not in other.log()
+            async with made.storage() as storage:
+                await check_response(storage, "local", final["id"], seen=[frames], entries=1)

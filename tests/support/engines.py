@@ -88,12 +88,13 @@ class TaskPusher:
         self,
         host: "Host",
         push: Callable[[QueueReceipt, float], QueueReceipt],
+        pulse: Callable[[], None],
         receipt: QueueReceipt,
         settings: EngineSettings,
         lost: Callable[[Lost], None],
     ) -> None:
         self._host = host
-        self._pushes = Pushes(push, receipt, settings, lost)
+        self._pushes = Pushes(push, pulse, receipt, settings, lost)
         self._interval = settings.watch_push_interval
         self._task: asyncio.Task[None] | None = None
 
@@ -248,21 +249,29 @@ class Host:
     def _make_pusher(
         self,
         push: Callable[[QueueReceipt, float], QueueReceipt],
+        pulse: Callable[[], None],
         receipt: QueueReceipt,
         settings: EngineSettings,
         lost: Callable[[Lost], None],
     ) -> WatchPusher:
         if not self._threads:
-            return TaskPusher(self, push, receipt, settings, lost)
+            return TaskPusher(self, push, pulse, receipt, settings, lost)
 
-        def push_if_alive(newest: QueueReceipt, visibility: float) -> QueueReceipt:
+        def while_alive() -> None:
             while not self.dead and not self._running.is_set():
                 time.sleep(0.02)
             if self.dead:
                 raise NotFound  # the thread of a killed process ends
+
+        def push_if_alive(newest: QueueReceipt, visibility: float) -> QueueReceipt:
+            while_alive()
             return push(newest, visibility)
 
-        return ThreadPusher(push_if_alive, receipt, settings, lost)
+        def pulse_if_alive() -> None:
+            while_alive()
+            pulse()
+
+        return ThreadPusher(push_if_alive, pulse_if_alive, receipt, settings, lost)
 
     # -- life and death ---------------------------------------------------------------------------------------------
 

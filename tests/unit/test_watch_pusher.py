@@ -23,6 +23,12 @@ class Queue:
         self.answers = list(answers)
         self.pushed: list[QueueReceipt] = []
         self.lost: list[Lost] = []
+        self.pulses = 0
+
+    def pulse(self) -> None:
+        self.pulses += 1
+        if self.answers and (answer := self.answers.pop(0)) is not None:
+            raise answer
 
     def push(self, receipt: QueueReceipt, delay: float) -> QueueReceipt:
         self.pushed.append(receipt)
@@ -34,7 +40,7 @@ class Queue:
         return receipt_of(len(self.pushed))
 
     def pushes(self) -> Pushes:
-        return Pushes(self.push, receipt_of(0), SETTINGS, self.lost.append)
+        return Pushes(self.push, self.pulse, receipt_of(0), SETTINGS, self.lost.append)
 
 
 def receipt_of(number: int) -> QueueReceipt:
@@ -61,8 +67,25 @@ def test_a_refusal_means_something_else_after_a_push_without_an_answer(
     for _ in before:
         assert pushes.once() is not None
         assert not queue.lost
-    assert pushes.once() is None
+    pause = pushes.once()
     assert queue.lost == [lost]
+    assert pause == (0.0 if lost is Lost.SUPERSEDED else None)
+
+
+def test_pulses_stand_in_for_a_superseded_message_until_they_are_refused() -> None:
+    queue = Queue(StorageUnavailable, PreconditionFailed, None, StorageUnavailable, None, NotFound)
+    pushes = queue.pushes()
+    interval = SETTINGS.watch_push_interval
+    assert [pushes.once() for _ in range(6)] == [0.0, 0.0, interval, interval, interval, None]
+    assert (len(queue.pushed), queue.pulses) == (2, 4)
+    assert queue.lost == [Lost.SUPERSEDED]
+
+
+def test_nothing_stands_in_for_a_message_that_was_received() -> None:
+    queue = Queue(None, PreconditionFailed)
+    pushes = queue.pushes()
+    assert [pushes.once() for _ in range(2)] == [SETTINGS.watch_push_interval, None]
+    assert queue.pulses == 0
 
 
 def test_only_the_first_push_without_an_answer_is_made_again_at_once() -> None:
@@ -75,7 +98,7 @@ def test_only_the_first_push_without_an_answer_is_made_again_at_once() -> None:
 
 async def test_a_stopped_thread_gives_the_newest_receipt_and_pushes_no_more() -> None:
     queue = Queue()
-    pusher = ThreadPusher(queue.push, receipt_of(0), SETTINGS, queue.lost.append)
+    pusher = ThreadPusher(queue.push, queue.pulse, receipt_of(0), SETTINGS, queue.lost.append)
     pusher.start()
     await reached(lambda: len(queue.pushed) >= 3)
     receipt = await asyncio.wait_for(pusher.stop(), PATIENCE)
@@ -85,7 +108,7 @@ async def test_a_stopped_thread_gives_the_newest_receipt_and_pushes_no_more() ->
 
 async def test_a_thread_is_stopped_although_all_threads_of_the_executor_are_occupied() -> None:
     queue, over = Queue(), threading.Event()
-    pusher = ThreadPusher(queue.push, receipt_of(0), SETTINGS, queue.lost.append)
+    pusher = ThreadPusher(queue.push, queue.pulse, receipt_of(0), SETTINGS, queue.lost.append)
     pusher.start()
     occupied = [asyncio.create_task(asyncio.to_thread(over.wait, PATIENCE * 2)) for _ in range(64)]
     try:
@@ -98,7 +121,7 @@ async def test_a_thread_is_stopped_although_all_threads_of_the_executor_are_occu
 
 async def test_a_thread_that_lost_its_message_is_stopped_like_any_other() -> None:
     queue = Queue(PreconditionFailed)
-    pusher = ThreadPusher(queue.push, receipt_of(0), SETTINGS, queue.lost.append)
+    pusher = ThreadPusher(queue.push, queue.pulse, receipt_of(0), SETTINGS, queue.lost.append)
     pusher.start()
     await reached(lambda: queue.lost)
     assert await asyncio.wait_for(pusher.stop(), PATIENCE) == receipt_of(0)
@@ -115,7 +138,7 @@ def test_a_thread_whose_loop_is_closed_ends_quietly() -> None:
         raise PreconditionFailed
 
     async def start() -> None:
-        ThreadPusher(slow, receipt_of(0), SETTINGS, queue.lost.append).start()
+        ThreadPusher(slow, queue.pulse, receipt_of(0), SETTINGS, queue.lost.append).start()
         await reached(lambda: queue.pushed)
 
     before = set(threading.enumerate())
