@@ -115,6 +115,8 @@ async def _frame_after(log: EventLog, name: str, start: int, end: int) -> tuple[
         complete = len(data) >= end - start
         begin = sse.next_boundary(data)
         if begin >= 0 and (complete or len(data) - begin >= sse.PREFIX_LENGTH):
+            if data.startswith(b":", begin):
+                return None  # the comment that closes the segment: it was closed after the row was read
             return start + begin, sse.sequence_of(data[begin:])
         if complete or not data:
             return None

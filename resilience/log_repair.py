@@ -13,7 +13,7 @@ import uuid
 from protocol import jsonio
 from resilience.log_end import read_log_end
 from resilience.outcome import terminal_frames
-from resilience.response_row import has_log
+from resilience.response_row import has_log, read_row
 from storage.connection import Storage
 from storage.errors import LeaseHeld, NotFound, PreconditionFailed
 from storage.rows import ResponseRow
@@ -26,21 +26,47 @@ async def complete_log(storage: Storage, row: ResponseRow) -> None:
     """Make the log of a terminal row end with its terminal frame; a log that does is left alone."""
     if not has_log(row) or row.snapshot is None:
         return
+    while True:
+        try:
+            await _complete(storage, row)
+            return
+        except NotFound:
+            if not await _make_anew(storage, row):
+                return
+
+
+async def _make_anew(storage: Storage, row: ResponseRow) -> bool:
+    """Create a log that was cleaned up before its row was inserted (R2); false if the response was deleted.
+
+    Its marker comes before its blobs go: who sees none here leaves what it created to the deletion.
+    """
+    if await _is_gone(storage, row):
+        return False
+    await storage.log.ensure(row.segments[-1].name)
+    if await _is_gone(storage, row):
+        await storage.log.delete_all(row.partition_key, row.id)
+        return False
+    return True
+
+
+async def _is_gone(storage: Storage, row: ResponseRow) -> bool:
+    now = await read_row(storage, row.partition_key, row.id)
+    return now is None or now.deleted
+
+
+async def _complete(storage: Storage, row: ResponseRow) -> None:
     name = row.segments[-1].name
     lease_id = str(uuid.uuid4())
     pause = _FIRST_PAUSE
-    try:
-        while not (await read_log_end(storage.log, row)).closed:
-            try:
-                await storage.log.break_lease(name)
-                await storage.log.acquire(name, lease_id)
-                await _append_terminal(storage, row, lease_id)
-            except (LeaseHeld, PreconditionFailed):
-                # Another repairs it at this moment: look again, when it is likely to be done.
-                await asyncio.sleep(random.uniform(0, pause))
-                pause = min(pause * 2, _LONGEST_PAUSE)
-    except NotFound:
-        return  # deleted meanwhile
+    while not (await read_log_end(storage.log, row)).closed:
+        try:
+            await storage.log.break_lease(name)
+            await storage.log.acquire(name, lease_id)
+            await _append_terminal(storage, row, lease_id)
+        except (LeaseHeld, PreconditionFailed):
+            # Another repairs it at this moment: look again, when it is likely to be done.
+            await asyncio.sleep(random.uniform(0, pause))
+            pause = min(pause * 2, _LONGEST_PAUSE)
 
 
 async def _append_terminal(storage: Storage, row: ResponseRow, lease_id: str) -> None:

@@ -16,9 +16,9 @@ from storage.errors import StorageUnavailable
 from storage.memory import MemoryDriver
 from storage.rows import ResponseRow
 from storage.seam import Fault, Moment
-from tests.support.engines import PRINCIPAL, Fleet, Host, HostGone, background, fleet, until
+from tests.support.engines import PRINCIPAL, Fleet, Host, HostGone, background, fleet, key_of, until
 from tests.support.handlers import Teller
-from tests.support.invariants import check_response
+from tests.support.invariants import check_nothing_left, check_response
 from tests.support.turns import Turns, until_opened
 from tests.support.virtual_time import VirtualTimeLoop
 
@@ -174,6 +174,22 @@ async def test_a_log_that_was_cleaned_up_too_early_is_made_anew() -> None:
         assert worker.failures == []
 
 
+@pytest.mark.parametrize("eager", [False, True])
+async def test_a_reader_of_a_log_that_was_cleaned_up_too_early_waits_until_it_is_made_anew(eager: bool) -> None:
+    async with fleet(Teller(3)) as hosts:
+        api, worker = hosts.host(queues=False, eager_start=eager), hosts.host()
+        Overlap(api, worker)
+        reader = await api.stream(background())
+        view = await reader.whole_view()
+        response_id = await only_id(hosts)
+        await hosts.finished(response_id)
+        entries = hosts.entered(response_id)
+        await check_response(
+            hosts.storage, PRINCIPAL, response_id, entries=entries, lost_leases=int(eager), seen=[view]
+        )
+        assert reader.types[-1] == "response.completed"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_response_whose_request_was_cleaned_up_too_early_fails(stream: bool) -> None:
     async with fleet(Teller(3)) as hosts:
@@ -230,3 +246,20 @@ async def test_a_turn_that_was_never_recorded_leaves_nothing_though_it_would_hav
         await hosts.quiet()
         assert beside_rows(hosts, but=first["id"]) == []
         assert await hosts.ids() == [first["id"]]
+
+
+async def test_a_response_cancelled_after_its_log_was_cleaned_up_too_early_has_its_last_event() -> None:
+    async with fleet(Teller(3)) as hosts:
+        api = hosts.host(queues=False)
+        reader = await api.stream(background())
+        response_id = await only_id(hosts)
+        await hosts.storage.log.delete_all(key_of(response_id), response_id)
+        assert (await api.cancel(response_id))["status"] == "cancelled"
+        replayed = await api.replay(response_id)
+        view = await replayed.whole_view()
+        await check_response(hosts.storage, PRINCIPAL, response_id, entries=0, seen=[view, await reader.whole_view()])
+        hosts.host()
+        await hosts.quiet()
+        await api.delete(response_id)
+        await hosts.quiet()
+        await check_nothing_left(hosts.storage, PRINCIPAL, response_id)

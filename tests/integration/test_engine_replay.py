@@ -9,6 +9,7 @@ import pytest
 from protocol import sse
 from protocol.errors import ResponseDeleted, ResponseNotFound
 from resilience.options import ResponsesServerOptions
+from storage.seam import Moment
 from tests.support.engines import PRINCIPAL, Fleet, Reader, background, deltas, fleet, until
 from tests.support.handlers import Teller
 from tests.support.invariants import check_response, check_stream
@@ -117,6 +118,36 @@ async def test_a_cursor_beyond_the_end_of_a_finished_stream_ends_at_once() -> No
                 reader = await host.replay(response_id, after)
                 assert await reader.whole() == []
         assert asyncio.get_running_loop().time() - began < 1
+
+
+async def test_a_terminal_frame_that_comes_right_behind_the_copy_is_not_left_out() -> None:
+    """The outcome is stored, so the log is copied; its last frame is appended after the copy, before the look at it."""
+    held, released = asyncio.Event(), asyncio.Event()
+    async with fleet(Teller(3, pause=0.2)) as hosts:
+        owner, other = hosts.host(), hosts.host(queues=False)
+        first = await owner.stream(background())
+        response_id = await first.response_id()
+
+        async def hold(name: str, moment: Moment) -> None:
+            row = await hosts.row(response_id)
+            if (name, moment) == ("log.append", "before") and row is not None and row.status == "completed":
+                held.set()
+                await released.wait()
+
+        async def let_go(name: str, moment: Moment) -> None:
+            if (name, moment) == ("log.info", "before"):
+                released.set()
+                await first.whole()
+
+        owner.seam.hooks.append(hold)
+        await until(held.is_set)
+        other.seam.hooks.append(let_go)
+        late = await other.replay(response_id)
+        assert await late.whole() == first.frames
+        assert released.is_set()
+        assert sse.is_terminal(late.frames[-1])
+        at_the_end = await other.replay(response_id, len(late.frames) - 1)
+        assert await at_the_end.whole() == []
 
 
 async def test_a_hundred_readers_cost_one_poller() -> None:

@@ -153,3 +153,14 @@ async def test_a_log_that_is_gone_is_told() -> None:
     await storage.log.delete_all("a", "b")
     with pytest.raises(NotFound):
         await cursor.read()
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 3])
+async def test_a_search_that_meets_the_closing_comment_of_its_segment_finds_the_event(wanted: int) -> None:
+    """The segment was closed after the row was read; its last event is longer than half of it."""
+    storage = memory_storage(LoopClock())
+    frames = [frame(0), frame(1), frame(2, 400_000)]
+    (closed, _) = await written(storage, frames, [0, 3])
+    cursor = await LogCursor.at(storage.log, (Segment(name=closed.name, first_sequence=0),), wanted)
+    assert await cursor.read() == list(enumerate(frames))[wanted:]
+    assert cursor.continued
