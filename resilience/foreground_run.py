@@ -5,7 +5,8 @@ says so is durable before the first byte with the id leaves (R1); the handler ma
 have to wait for its turn; its handler begins after that.
 
 A client that goes away cancels the run (B17). The run is a task of its own: it survives the connection that it
-serves.
+serves. A client that is slow to read slows the handler down, but never the end of the run: what is left to be told
+then waits for it in memory.
 """
 
 import asyncio
@@ -38,7 +39,8 @@ from storage.rows import ResponseRow
 _log = logging.getLogger("resilience.run")
 
 _FRAMES_AHEAD = 64
-"""Frames the handler may be ahead of the client."""
+_FRAMES_AHEAD_OF_END = 1024
+"""Frames the handler may be ahead of the client; the latter once it was told to end, which it must be free to do."""
 
 
 class ForegroundRun:
@@ -71,7 +73,8 @@ class ForegroundRun:
             is_steered_turn=steered,
         )
         loop = asyncio.get_running_loop()
-        self._frames: asyncio.Queue[bytes | None] = asyncio.Queue(_FRAMES_AHEAD)
+        self._frames: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._room = asyncio.Event()
         self._result: asyncio.Future[dict[str, Any]] = loop.create_future()
         self._ending: asyncio.Future[Ending] = loop.create_future()
         self._handler: asyncio.Task[None] | None = None
@@ -92,6 +95,7 @@ class ForegroundRun:
         self._context.pending_input_count = pending
         if pending:
             self._signal.set()
+            self._room.set()
 
     def cancelled(self, row: ResponseRow) -> None:
         """A foreground run is not cancelled through its row: nobody is shown one."""
@@ -110,6 +114,7 @@ class ForegroundRun:
         self._muted = True
         while not self._frames.empty():
             self._frames.get_nowait()
+        self._room.set()
 
     async def result(self) -> dict[str, Any]:
         """The final response, for a client that does not stream.
@@ -122,6 +127,7 @@ class ForegroundRun:
     async def frames(self) -> AsyncGenerator[bytes]:
         """The stream, ending with its terminal event; an error before the first event is one `error` event."""
         while (frame := await self._frames.get()) is not None:
+            self._room.set()
             yield frame
 
     # -- execution --------------------------------------------------------------------------------------------------
@@ -211,6 +217,7 @@ class ForegroundRun:
         await self._wait(handler, self._ending, self._gone, self._must_leave)
         if self._must_leave.done() and not (self._ending.done() or self._gone.done() or handler.done()):
             self._context.shutdown.set()
+            self._room.set()
             grace = self._runtime.app.options.shutdown_grace_period_seconds
             await self._wait(handler, self._ending, self._gone, timeout=grace)
         if self._ending.done():
@@ -239,6 +246,17 @@ class ForegroundRun:
                     self._attempt.begun()
                 for stamped in result:
                     await self._send(stamped.sequence, stamped.frame)
+                await self._let_client_read()
+
+    async def _let_client_read(self) -> None:
+        while self._frames.qsize() >= self._frames_ahead and not self._gone.done():
+            self._room.clear()
+            await self._room.wait()
+
+    @property
+    def _frames_ahead(self) -> int:
+        told = self._signal.is_set() or self._context.shutdown.is_set()
+        return _FRAMES_AHEAD_OF_END if told else _FRAMES_AHEAD
 
     async def _send(self, sequence: int, frame: bytes) -> None:
         """Hand a frame to the client, not before the run is recorded (R1)."""
@@ -247,7 +265,7 @@ class ForegroundRun:
         if self._recorded is not None and self._recorded.cancelled():
             return
         if self._record.request.get("stream") and not self._gone.done():
-            await self._frames.put(frame)
+            self._frames.put_nowait(frame)
             self._last_sent = sequence
 
     # -- the ways to end --------------------------------------------------------------------------------------------
@@ -293,7 +311,7 @@ class ForegroundRun:
             await self._send(sequence, frame)
         if not self._result.done():
             self._result.set_result(strip_internal(snapshot))
-        await self._end_frames()
+        self._end_frames()
 
     async def _tell(self, error: Exception) -> None:
         """Answer with an error instead of a response; on a stream it is one event.
@@ -305,16 +323,14 @@ class ForegroundRun:
         self._set_error(error)
         if self._record.request.get("stream") and not self._gone.done():
             answer = answer_to(error) if isinstance(error, ApiError | StorageUnavailable) else ServerError()
-            await self._frames.put(sse.encode(error_event(self._last_sent + 1, answer)))
-        await self._end_frames()
+            self._frames.put_nowait(sse.encode(error_event(self._last_sent + 1, answer)))
+        self._end_frames()
 
     def _set_error(self, error: Exception) -> None:
         if not self._result.done():
             self._result.set_exception(error)
             self._result.exception()  # looked at: a client that streams never asks for it
 
-    async def _end_frames(self) -> None:
+    def _end_frames(self) -> None:
         if not self._gone.done():
-            put = asyncio.ensure_future(self._frames.put(None))
-            await self._wait(put, self._gone)
-            put.cancel()
+            self._frames.put_nowait(None)

@@ -1,0 +1,118 @@
+"""Foreground clients that do not read what they asked for: the end of the run never waits for them (B24, R13)."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from protocol.aio import ResponseEventStream
+from resilience.context import ResponseContext
+from resilience.options import ResponsesServerOptions
+from tests.support.engines import Reader, fleet
+from tests.support.stream_oracle import assert_whole
+from tests.support.virtual_time import VirtualTimeLoop
+
+EVENT_LOOP = VirtualTimeLoop
+
+FOR_EVER = 100_000.0
+"""Seconds until the next frame is read."""
+
+LITTLE, MUCH, TOO_MUCH = 57, 500, 5_000
+"""Words of an answer of which only the last events do not fit into the frames that a handler may be ahead; of one that
+fits into those it may be ahead once it has to end; of one that does not.
+"""
+
+STEERABLE = ResponsesServerOptions(resilient_background=True, steerable_conversations=True)
+
+
+async def talk(request: Any, context: ResponseContext, signal: asyncio.Event) -> AsyncIterator[Any]:
+    """As many words as the input says; fewer, if it is told to end."""
+    stream = ResponseEventStream(response_id=context.response_id, request=request)
+    yield stream.emit_created()
+    yield stream.emit_in_progress()
+
+    async def words() -> AsyncIterator[str]:
+        for number in range(int(request["input"].split()[0])):
+            if "heeds" in request["input"] and (signal.is_set() or context.shutdown.is_set()):
+                return
+            yield f"{number} "
+
+    async for event in stream.output_item_message(words()):
+        yield event
+    yield stream.emit_completed()
+
+
+async def assert_read_in_the_end(reader: Reader, last: str) -> None:
+    """The stream is whole, though it was over long before it was read."""
+    await reader.whole(seconds=FOR_EVER)
+    assert assert_whole(reader.events)["status"] == last
+
+
+@pytest.mark.parametrize("store", [True, False])
+async def test_a_stalled_client_does_not_hold_up_the_outcome_of_a_handler_that_has_ended(store: bool) -> None:
+    async with fleet(talk) as hosts:
+        host = hosts.host()
+        reader = await host.stream({"input": f"{LITTLE}", "store": store}, pause=20)
+        response_id = await reader.response_id()
+        if store:
+            assert (await hosts.finished(response_id, seconds=10)).status == "completed"
+        await assert_read_in_the_end(reader, "completed")
+
+
+async def test_a_stalled_client_does_not_hold_up_the_time_limit() -> None:
+    async with fleet(talk) as hosts:
+        host = hosts.host()
+        reader = await host.stream({"input": f"{TOO_MUCH}"}, pause=FOR_EVER)
+        response_id = await reader.response_id()
+        row = await hosts.finished(response_id, seconds=1_800)
+        assert (row.status, row.error_code) == ("failed", "server_error")
+
+
+async def test_a_stalled_client_does_not_hold_up_a_drain_and_is_told_when_it_reads_on() -> None:
+    async with fleet(talk) as hosts:
+        host = hosts.host()
+        reader = await host.stream({"input": f"{TOO_MUCH}"}, pause=20)
+        response_id = await reader.response_id()
+        async with asyncio.timeout(30):
+            await host.inside(host.engine.drain())
+        assert (await hosts.finished(response_id, seconds=1)).status == "failed"
+        await assert_read_in_the_end(reader, "failed")
+
+
+async def test_a_handler_that_heeds_the_shutdown_ends_in_time_though_its_client_does_not_read() -> None:
+    async with fleet(talk) as hosts:
+        host = hosts.host()
+        reader = await host.stream({"input": f"{MUCH} heeds"}, pause=20)
+        response_id = await reader.response_id()
+        await host.inside(host.engine.drain())
+        assert (await hosts.finished(response_id, seconds=1)).status == "completed"
+        await assert_read_in_the_end(reader, "completed")
+
+
+async def test_a_turn_whose_client_does_not_read_makes_way_for_the_next_one() -> None:
+    async with fleet(talk) as hosts:
+        host = hosts.host(options=STEERABLE)
+        reader = await host.stream({"input": f"{MUCH} heeds", "conversation": "c"}, pause=20)
+        await reader.response_id()
+        async with asyncio.timeout(10):
+            second = await host.create({"input": "1", "conversation": "c"})
+        assert second["status"] == "completed"
+        await assert_read_in_the_end(reader, "completed")
+
+
+async def test_a_handler_does_not_run_far_ahead_of_its_client() -> None:
+    said = 0
+
+    async def counting(request: Any, context: ResponseContext, signal: asyncio.Event) -> AsyncIterator[Any]:
+        nonlocal said
+        async for event in talk(request, context, signal):
+            said += 1
+            yield event
+
+    async with fleet(counting) as hosts:
+        reader = await hosts.host().stream({"input": f"{MUCH}"}, pause=1)
+        for frames in (1, 20):
+            await reader.until(frames)
+            assert frames < said < frames + 70
+        await assert_read_in_the_end(reader, "completed")
