@@ -46,7 +46,7 @@ from resilience.stamper import Ending, Stamped, Stamper
 from resilience.tasks import settled
 from resilience.verdict import UNREADABLE, Verdict, verdict_on
 from storage.chains import ChainRow
-from storage.errors import NotFound, StorageUnavailable
+from storage.errors import NotFound, StorageError, StorageUnavailable
 from storage.payloads import StoredPayload
 from storage.rows import ResponseRow
 
@@ -60,7 +60,7 @@ class RunEnd(Enum):
     HANDED_OVER = auto()
     LOST = auto()
     RECLAIM = auto()
-    """Refused although the row still names us: it must be claimed again, or nobody would."""
+    """Refused although the row still names us, or deleted: it must be claimed again, or nobody would look after it."""
 
 
 class BackgroundRun:
@@ -91,6 +91,7 @@ class BackgroundRun:
         self._cancelled: asyncio.Future[ResponseRow] = loop.create_future()
         self._must_leave: asyncio.Future[None] = loop.create_future()
         self._displaced: asyncio.Future[None] = loop.create_future()
+        self._lost: asyncio.Future[OwnershipLost] = loop.create_future()
         self._muted = False
         self._pending = 0
         self._checkpointed = b""
@@ -216,9 +217,11 @@ class BackgroundRun:
         self._attempt.started()
         name = f"handler-{self._record.response_id}"
         self._handler = asyncio.get_running_loop().create_task(self._enter(), name=name)
-        await self._wait(self._handler, self._ending, self._cancelled, self._must_leave, self._displaced)
+        await self._wait(self._handler, self._ending, self._cancelled, self._must_leave, self._displaced, self._lost)
         if self._displaced.done():
             return RunEnd.LOST
+        if self._lost.done():
+            raise self._lost.result()
         if self._cancelled.done():
             return await self._end_cancelled(self._cancelled.result())
         if self._ending.done():
@@ -235,8 +238,13 @@ class BackgroundRun:
     async def _enter(self) -> None:
         async with aclosing(events_of(self._runtime.app.handler, self._context, self._signal)) as events:
             async for event in events:
-                if not self._muted:
+                if self._muted:
+                    continue
+                try:
                     await self._take(event)
+                except OwnershipLost as lost:
+                    self._lost.set_result(lost)  # at once: the handler may take its time to clean up
+                    raise
 
     async def _take(self, event: Any) -> None:
         if isinstance(event, dict) and event.get("type") == CHECKPOINT:
@@ -275,7 +283,7 @@ class BackgroundRun:
             await self._flush()
             await self._store(self._ownership.checkpoint(data))
             self._checkpointed = _digest(data)
-        except StorageUnavailable:
+        except StorageError:
             _log.warning("response %s: checkpoint not stored", self._record.response_id, exc_info=True)
 
     async def _keep(self, metadata: bytes) -> None:
@@ -418,6 +426,7 @@ class BackgroundRun:
                 await self._flush()
                 await self._close_log(snapshot)
             except OwnershipLost:
+                self._leave_feed()
                 await complete_log(self._runtime.storage, row)
         await self._wind_down()
         return await self._begin_next(row)
@@ -429,6 +438,8 @@ class BackgroundRun:
         leads to the next one, and whoever receives it has to look.
         """
         await self._stop_handler()
+        if row.deleted:  # and maybe something stored behind its deletion
+            return RunEnd.RECLAIM
         if row.owner not in ("", self._worker_id):
             return RunEnd.LOST
         if row.turn:
@@ -449,9 +460,10 @@ class BackgroundRun:
     async def _after_loss(self, lost: OwnershipLost) -> RunEnd:
         self._muted = True
         if lost.row is None:
-            return RunEnd.LOST
+            return RunEnd.RECLAIM
         if lost.cancelled:
             return await self._end_cancelled(lost.row)
+        self._leave_feed()
         if lost.still_names(self._worker_id):
             return RunEnd.RECLAIM
         if lost.row.status in TERMINAL_STATUSES:
@@ -472,20 +484,27 @@ class BackgroundRun:
         if handler is not None:
             handler.cancel()
             await asyncio.wait({handler}, timeout=patience)
-            if not handler.done():  # it caught the cancellation; nothing of it is stored any more
+            if handler.done():
+                await settled(handler)
+            else:  # it caught the cancellation; nothing of it is stored any more
                 _log.error("response %s: the handler does not stop", self._record.response_id)
                 self._handler = None
                 self._runtime.spawn(settled(handler), f"stopping-{self._record.response_id}")
         if self._storing is not None:
             await settled(self._storing)
 
-    async def _leave(self) -> None:
-        await self._stop_handler()
-        if self._journal is not None:
-            await self._journal.close()
+    def _leave_feed(self) -> None:
+        """This process's readers look at the log from here on: another may write it while the handler winds down."""
         if self._feed is not None:
             self._feed.local = False
             self._feed.wake()
+
+    async def _leave(self) -> None:
+        self._leave_feed()
+        # Not for ever: who waits here for the run's end may have the only message that leads to it.
+        await self._stop_handler(patience=self._runtime.settings.cancel_grace)
+        if self._journal is not None:
+            await self._journal.close()
 
 
 def _digest(snapshot: bytes) -> bytes:

@@ -7,7 +7,7 @@ stream (background without ``stream``) has no log; its etag alone fences it.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -131,7 +131,10 @@ class Ownership:
     async def read_chain(self) -> ChainRow:
         """The chain of this response, read if this owner did not yet."""
         if self.chain is None:
-            self.chain = await self._storage.chains.read(self.row.partition_key, chain_key(self.row))
+            async for attempt in patiently(self._settings.finish_patience):
+                with attempt:
+                    self.chain = await self._storage.chains.read(self.row.partition_key, chain_key(self.row))
+        assert self.chain is not None
         return self.chain
 
     async def keep(self, metadata: bytes) -> None:
@@ -189,11 +192,24 @@ class Ownership:
         raise AssertionError("unreachable: tenacity returns or raises")
 
     async def _write(self, **changes: Any) -> None:
+        async def write(row: ResponseRow) -> None:
+            self.row = await replace_row(self._storage, row, self._settings.finish_patience)
+
+        await self._over_own(write, changes)
+
+    async def _write_with_chain(self, change: Callable[[ChainRow], ChainRow], **changes: Any) -> None:
+        async def write(row: ResponseRow) -> None:
+            patience = self._settings.finish_patience
+            self.row, self.chain = await replace_with_chain(self._storage, row, change, patience, known=self.chain)
+
+        await self._over_own(write, changes)
+
+    async def _over_own(self, write: Callable[[ResponseRow], Awaitable[None]], changes: dict[str, Any]) -> None:
+        """Make the changes, over an earlier write of this owner of which nobody heard."""
         async with self._writing:
             while True:
-                wanted = replace(self.row, **changes)
                 try:
-                    self.row = await replace_row(self._storage, wanted, self._settings.finish_patience)
+                    await write(replace(self.row, **changes))
                 except OwnershipLost as lost:
                     self.row = self._own_row(lost)
                 else:
@@ -207,13 +223,3 @@ class Ownership:
         if (row.owner, row.generation, row.lease_id) != (self.row.owner, self.row.generation, self.row.lease_id):
             raise lost
         return row
-
-    async def _write_with_chain(self, change: Callable[[ChainRow], ChainRow], **changes: Any) -> None:
-        async with self._writing:
-            self.row, self.chain = await replace_with_chain(
-                self._storage,
-                replace(self.row, **changes),
-                change,
-                self._settings.finish_patience,
-                known=self.chain,
-            )

@@ -21,6 +21,8 @@ from storage.seam import Operation, Seam
 
 ROW_VERSION = 1
 ROW_PREFIX = "response-"
+#: Characters of an error code that are kept here. Handlers make them, of any length; the snapshot has the whole.
+MAX_ERROR_CODE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,7 @@ def row_properties(row: ResponseRow) -> dict[str, Value | None]:
         "log_length": row.log_length,
         "created_at": row.created_at,
         "completed_at": row.completed_at,
-        "error_code": row.error_code,
+        "error_code": row.error_code[:MAX_ERROR_CODE],
         "conversation": row.conversation,
         "previous_response_id": row.previous_response_id,
         "turn": row.turn,

@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from storage.driver import PAYLOADS
 from storage.errors import StorageRejected
 from storage.seam import Fault
@@ -88,4 +90,17 @@ async def test_a_superseded_snapshot_that_cannot_be_deleted_does_not_hold_up_the
         response_id = (await host.create(background()))["id"]
         assert (await hosts.finished(response_id)).status == "completed"
         assert fault.hits > CHECKPOINTS / 2
+        await check_response(hosts.storage, PRINCIPAL, response_id, entries=1)
+
+
+@pytest.mark.parametrize("operation", ["payload.put", "row.replace"])
+async def test_a_checkpoint_that_storage_rejects_costs_the_checkpoint_and_not_the_run(operation: str) -> None:
+    async with fleet(teller()) as hosts:
+        host = hosts.host()
+        response_id = (await host.create(background()))["id"]
+        await until(lambda: hosts.entries[response_id])
+        rejected = Fault(operation=operation, kind="before", error=lambda: StorageRejected(400), times=1)
+        fault = host.seam.inject(rejected)
+        assert (await hosts.finished(response_id)).status == "completed"
+        assert fault.hits == 1
         await check_response(hosts.storage, PRINCIPAL, response_id, entries=1)

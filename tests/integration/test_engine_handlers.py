@@ -114,6 +114,24 @@ async def test_a_value_error_before_created_refuses_the_request(mode: str) -> No
         assert result.status == 400
 
 
+@pytest.mark.parametrize("in_background", [False, True])
+async def test_an_error_code_of_any_length_is_told_as_it_is(in_background: bool) -> None:
+    """A row that has no room for it must neither lose the outcome nor run the handler again."""
+    code = "far_too_long_" * 6_000
+
+    async def body(stream: Any, context: Any, signal: Any) -> AsyncIterator[Any]:
+        yield stream.emit_created()
+        yield stream.emit_in_progress()
+        yield stream.emit_failed(code=code, message="No.")
+
+    async with fleet(handler_of(body)) as hosts:
+        host = hosts.host()
+        made = await host.create({"input": "hi", "background": in_background})
+        await hosts.finished(made["id"])
+        told = await host.get(made["id"])
+        assert (told["status"], told["error"]["code"], hosts.entered(made["id"])) == ("failed", code, 1)
+
+
 @MODE
 async def test_another_error_before_created_is_a_server_error_without_details(mode: str) -> None:
     async def body(stream: Any, context: Any, signal: Any) -> AsyncIterator[Any]:

@@ -254,6 +254,55 @@ async def test_kept_metadata_whose_reply_was_lost_does_not_fail_a_response_that_
         await check_ended(hosts, response_id, entries=1)
 
 
+@pytest.mark.parametrize(("write", "resilient"), [("checkpoint", True), ("metadata", True), ("metadata", False)])
+async def test_a_write_of_a_turn_whose_reply_was_lost_does_not_run_the_handler_again(
+    write: str, resilient: bool
+) -> None:
+    """The outcome of a turn is written over it, with the chain; in row 2 the response would even fail."""
+    writing, lost = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: Json, context: ResponseContext, signal: asyncio.Event) -> AsyncIterator[Any]:
+        stream = ResponseEventStream(response_id=context.response_id, request=request)
+        yield stream.emit_created()
+        yield stream.emit_in_progress()
+        writing.set()
+        await lost.wait()
+        if write == "metadata":
+            context.conversation_chain_metadata["a"] = 1
+            with suppress(StorageError):
+                await context.conversation_chain_metadata.flush()
+        else:
+            async for event in stream.output_item_message("hi"):
+                yield event
+            yield stream.checkpoint()
+        yield stream.emit_completed()
+
+    async with fleet(handler) as hosts:
+        host = hosts.host(resilient=resilient)
+        response_id = (await host.create(background(conversation="talk")))["id"]
+        await writing.wait()
+        writes = lost_writes(host)
+        lost.set()
+        await asyncio.sleep(LONG)
+        assert all(each.hits for each in writes)
+        end(writes)
+        await check_ended(hosts, response_id, entries=1)
+
+
+async def test_a_chain_that_cannot_be_read_for_a_while_costs_a_recovery_no_attempts() -> None:
+    async with fleet(Teller(4, pause=1.0)) as hosts:
+        first = hosts.host()
+        response_id = (await first.create(background()))["id"]
+        await until(lambda: hosts.entered(response_id))
+        other = hosts.host()
+        outage = Outage([other], "chain.read")
+        await first.crash()
+        await until(lambda: outage.hits)
+        await asyncio.sleep(OUTAGE - 5)
+        outage.end()
+        await check_ended(hosts, response_id, entries=2, attempt=2)
+
+
 async def test_a_rejected_note_of_ended_responses_leaves_those_that_run_alone() -> None:
     slow, short = Teller(60, pause=2.0), Teller(1)
     async with fleet(slow) as hosts:
