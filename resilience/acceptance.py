@@ -76,8 +76,10 @@ async def _record_or_abandon(
 ) -> ResponseRow:
     try:
         return await _record(runtime, key, record, disposition, turn)
-    except (ApiError, StorageError, asyncio.CancelledError):
-        runtime.spawn(_abandon(runtime, key, record.response_id), f"abandoning-{record.response_id}")
+    except (ApiError, StorageError, asyncio.CancelledError) as error:
+        fence = turn is not None and _continues(record) and not isinstance(error, ApiError)
+        abandoning = _abandon(runtime, key, record.response_id, fence=fence)
+        runtime.spawn(abandoning, f"abandoning-{record.response_id}")
         raise
 
 
@@ -90,7 +92,12 @@ async def accept_again(runtime: Runtime, key: str, record: RequestRecord, dispos
         StorageUnavailable: It may be recorded or not; made again, it is.
     """
     turn = await _join(runtime, key, record, disposition)
-    return await _record(runtime, key, record, disposition, turn)
+    try:
+        return await _record(runtime, key, record, disposition, turn)
+    except AlreadyExists:
+        # It may even be deleted by now; what was made for it just now must not stay.
+        await remove_blobs(runtime, key, record.response_id)
+        raise
 
 
 async def _record(

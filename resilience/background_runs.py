@@ -172,10 +172,17 @@ class BackgroundRuns:
         if self._runtime.settings.eager_start and self.has_room():
             self._runtime.spawn(self.run(key, response_id), f"starting-{response_id}")
 
-    async def clean_up(self, key: str, response_id: str) -> None:
-        """Complete a deletion that was interrupted (V10)."""
+    async def clean_up(self, key: str, response_id: str, *, late: bool = False) -> None:
+        """Complete a deletion that was interrupted (V10).
+
+        `late`: it had not come to its marker when somebody looked before; by now it has, or never will.
+        """
         if await remove_blobs(self._runtime, key, response_id):
             await self._runtime.storage.chains.delete(key, own_chain_key(response_id))
+        elif not late:
+            # Who deletes it may be slower still, and may die right behind the marker: then no message would be left.
+            delay = _LATE * self._missing_row_patience
+            await self._runtime.storage.work.send_cleanup(tenant_in(key), response_id, delay=delay, late=True)
 
     async def give_up(self, key: str, response_id: str) -> None:
         """Fail a response whose start message failed too often, unless somebody runs it (R5)."""

@@ -14,8 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from protocol import jsonio
-from protocol.errors import CannotCancel, ResponseNotFound
+from protocol.errors import CannotCancel, ResponseDeleted, ResponseNotFound
 from protocol.response import TERMINAL_STATUSES, cancelled, strip_internal
+from resilience.acceptance import remove_blobs
 from resilience.chain import start_active
 from resilience.log_repair import complete_log
 from resilience.placement import tenant_in
@@ -44,14 +45,18 @@ async def cancel(runtime: Runtime, key: str, response_id: str) -> dict[str, Any]
             raise ResponseNotFound(response_id)
         if not row.background:
             raise CannotCancel
-        if row.status == "cancelled":
-            return strip_internal(await snapshot_of(runtime, row))
-        if row.status in TERMINAL_STATUSES:
+        if row.status in TERMINAL_STATUSES and row.status != "cancelled":
             raise CannotCancel(row.status)
         try:
+            if row.status == "cancelled":
+                return strip_internal(await snapshot_of(runtime, row))
             return await _decide(runtime, row)
         except OwnershipLost as lost:
             row = lost.row
+            if row is None or row.deleted:  # a snapshot was stored for it too late
+                await remove_blobs(runtime, key, response_id)
+        except ResponseDeleted as error:  # another cancelled and deleted it at this moment
+            raise ResponseNotFound(response_id) from error
 
 
 async def _decide(runtime: Runtime, row: ResponseRow) -> dict[str, Any]:

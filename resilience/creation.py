@@ -140,11 +140,6 @@ class Creation:
             request_key=hash_of(call.idempotency_key),
             trace_context=self._runtime.telemetry.accept(call.trace_headers),
         )
-        if previous:
-            row = await read_row(self._runtime.storage, partition_key(tenant, previous), previous)
-            steerable = self._runtime.app.options.steerable_conversations
-            if row is None or row.deleted or (is_unseen(row) and not steerable):
-                raise PreviousResponseNotFound(previous)
         if record.conversation and disposition is Disposition.TRANSIENT:  # it joins no chain that could refuse it
             await refuse_deleted(self._runtime, partition_key(tenant, record.response_id), record.conversation)
         # What is not stored cannot be answered with again: there a key has nothing to stand for.
@@ -157,11 +152,28 @@ class Creation:
             return await self._make_by_key(admitted)
 
     async def _make_by_key(self, admitted: _Admitted) -> _Made:
+        try:
+            await self._check_predecessor(admitted)
+        except PreviousResponseNotFound:
+            # The response may have been made when its predecessor was still there (I1).
+            known = await self._made_before(admitted)
+            if known is None:
+                raise
+            return known
         if admitted.request_key is None:
             return await self._make(admitted)
         if admitted.disposition.runs_in_background:
             return await self._accept_once(admitted, admitted.request_key)
         return await self._run_once(admitted, admitted.request_key)
+
+    async def _check_predecessor(self, admitted: _Admitted) -> None:
+        previous = admitted.record.previous_response_id
+        if not previous:
+            return
+        row = await read_row(self._runtime.storage, partition_key(admitted.tenant, previous), previous)
+        steerable = self._runtime.app.options.steerable_conversations
+        if row is None or row.deleted or (is_unseen(row) and not steerable):
+            raise PreviousResponseNotFound(previous)
 
     async def _make(self, admitted: _Admitted) -> _Made:
         if not admitted.disposition.runs_in_background:
@@ -200,6 +212,18 @@ class Creation:
                 if known is not None:
                     return _Known(known)
                 raise
+
+    async def _made_before(self, admitted: _Admitted) -> _Known | None:
+        """The response that its key stands for, without making one."""
+        key = admitted.request_key
+        standing = await key.standing() if key is not None else None
+        if key is None or standing is None:
+            return None
+        if admitted.disposition.runs_in_background:
+            row = await key.row(partition_key(admitted.tenant, standing), standing, patience=_REMADE_AFTER)
+        else:
+            row = await self._await_foreground(admitted.tenant, key, standing)
+        return None if row is None else _Known(row)
 
     async def _run_once(self, admitted: _Admitted, key: RequestKey) -> _Made:
         """The ledger's entry is older than the claim: a claim without a response always gets one, or is given up."""

@@ -26,7 +26,7 @@ from resilience.response_row import has_log
 from resilience.retention import expire
 from resilience.run_watch import RunWatch
 from resilience.runtime import Runtime, unix_time
-from resilience.snapshots import record_of, shown_row, snapshot_of
+from resilience.snapshots import shown_record, shown_row, snapshot_of
 from resilience.tail import Tails
 from resilience.telemetry import Telemetry, shared
 from resilience.watch_pusher import PusherFactory, ThreadPusher
@@ -126,7 +126,7 @@ class Engine:
             ResponseDeleted: It was deleted.
         """
         row = await shown_row(self.runtime, principal, response_id)
-        record = await record_of(self.runtime, row)
+        record = await shown_record(self.runtime, row)
         history = History(self.runtime.storage, row.partition_key, record, row.turn)
         resolved = await history.resolve(items.input_items(record.request, response_id))
         # A reference may lead to another response's output, which keeps its handler's own notes (R12).
@@ -157,7 +157,7 @@ class Engine:
         if message.cleanup and conversations.is_address(message.id):
             await conversations.clean_up(self.runtime, key)
         elif message.cleanup:
-            await self._background.clean_up(key, message.id)
+            await self._background.clean_up(key, message.id, late=message.late)
         else:
             await self._background.run(key, message.id, late=message.late)
 

@@ -18,6 +18,7 @@ from typing import Any
 from protocol import jsonio
 from protocol.response import TERMINAL_STATUSES, failed
 from resilience import chain as chains
+from resilience.acceptance import remove_blobs
 from resilience.dispatch import Disposition
 from resilience.idempotency import RequestKey
 from resilience.outcome import GENERIC_FAILURE
@@ -208,6 +209,8 @@ class ForegroundRecord:
         }
 
     async def _snapshot_in(self, row: ResponseRow) -> dict[str, Any]:
+        if row.deleted:
+            await remove_blobs(self._runtime, self._key, row.id)  # a snapshot was stored for it too late
         if row.snapshot is None:
             raise StorageError("A finished response has no snapshot.")
         snapshot: dict[str, Any] = jsonio.loads(await self._runtime.storage.payloads.get(row.snapshot))

@@ -25,6 +25,7 @@ from protocol.errors import IdempotencyKeyReused
 from resilience.response_row import read_row
 from resilience.rows import is_unseen
 from resilience.runtime import Runtime
+from storage.idempotency import KeyClaim
 from storage.rows import ResponseRow
 
 KEY_LIFETIME = timedelta(hours=24)
@@ -60,12 +61,26 @@ class RequestKey:
             standing = await self._keys.claim(self._tenant, self._hash, response_id, self._body_hash)
             if standing is None:
                 return None
-            if await self._keys.service_time() - standing.claimed_at < KEY_LIFETIME:
-                if standing.body_hash != self._body_hash:
-                    raise IdempotencyKeyReused
+            if await self._is_in_force(standing):
                 return standing.response_id
             if await self._keys.take_over(self._tenant, self._hash, standing, response_id, self._body_hash):
                 return None
+
+    async def standing(self) -> str | None:
+        """The id of the response that the key stands for, if it was claimed.
+
+        Raises:
+            IdempotencyKeyReused: It stands for a request with another body.
+        """
+        standing = await self._keys.read(self._tenant, self._hash)
+        return standing.response_id if standing is not None and await self._is_in_force(standing) else None
+
+    async def _is_in_force(self, standing: KeyClaim) -> bool:
+        if await self._keys.service_time() - standing.claimed_at >= KEY_LIFETIME:
+            return False
+        if standing.body_hash != self._body_hash:
+            raise IdempotencyKeyReused
+        return True
 
     async def release(self, response_id: str) -> None:
         """Give the claim up: the response was never made."""

@@ -4,12 +4,15 @@ kind ``background``: ``{key, id}``; a fresh start message.
 kind ``foreground``: ``{key, id, record | record_blob}``; a ``failed`` row, made from the record, unless there is one.
 """
 
+import asyncio
 from dataclasses import dataclass
 
 from resilience.record import RequestRecord
+from resilience.retry import STORAGE_RETRY_SECONDS
 from resilience.runtime import Runtime
+from storage.errors import StorageError, StorageUnavailable
 from storage.ledger import LedgerEntry
-from storage.payloads import StoredPayload
+from storage.payloads import INLINE_LIMIT, StoredPayload
 
 BACKGROUND = "background"
 FOREGROUND = "foreground"
@@ -39,10 +42,29 @@ async def open_foreground(runtime: Runtime, key: str, record: RequestRecord) -> 
     Raises:
         StorageUnavailable: It is not.
     """
-    request = await runtime.storage.payloads.put(key, record.response_id, "request", record.to_bytes())
-    located = {"record": request.inline} if request.inline is not None else {"record_blob": request.blob or ""}
-    entry = LedgerEntry(ledger_key(record.response_id), FOREGROUND, {"key": key, "id": record.response_id, **located})
-    return ForegroundEntry(await runtime.worker.open(entry), request)
+    data = record.to_bytes()
+    try:
+        request = await runtime.storage.payloads.put(key, record.response_id, "request", data)
+        located = {"record": request.inline} if request.inline is not None else {"record_blob": request.blob or ""}
+        entry = LedgerEntry(
+            ledger_key(record.response_id), FOREGROUND, {"key": key, "id": record.response_id, **located}
+        )
+        return ForegroundEntry(await runtime.worker.open(entry), request)
+    except (StorageError, asyncio.CancelledError):
+        if len(data) > INLINE_LIMIT:
+            runtime.spawn(_forget_request(runtime, key, record.response_id), f"forgetting-{record.response_id}")
+        raise
+
+
+async def _forget_request(runtime: Runtime, key: str, response_id: str) -> None:
+    """Delete the request of a run that was never recorded: nothing else knows of it, retention neither (V10)."""
+    while True:
+        try:
+            await runtime.storage.payloads.delete_all(key, response_id)
+        except StorageUnavailable:
+            await asyncio.sleep(STORAGE_RETRY_SECONDS)
+        else:
+            return
 
 
 def close_run(runtime: Runtime, worker_id: str, response_id: str) -> None:

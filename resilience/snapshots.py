@@ -28,6 +28,29 @@ async def shown_row(runtime: Runtime, principal: str, response_id: str) -> Respo
     return row
 
 
+async def shown_record(runtime: Runtime, row: ResponseRow) -> RequestRecord:
+    """The record of a response that was shown, for a client.
+
+    Raises:
+        ResponseNotFound: It is gone meanwhile.
+        ResponseDeleted: It was deleted meanwhile.
+    """
+    try:
+        return await record_of(runtime, row)
+    except NotFound:
+        await _still_there(runtime, row)
+        raise
+
+
+async def _still_there(runtime: Runtime, row: ResponseRow) -> ResponseRow:
+    now = await read_row(runtime.storage, row.partition_key, row.id)
+    if now is None:
+        raise ResponseNotFound(row.id)
+    if now.deleted:
+        raise ResponseDeleted(row.id)
+    return now
+
+
 async def record_of(runtime: Runtime, row: ResponseRow) -> RequestRecord:
     """The record that every handler entry of this response sees.
 
@@ -38,15 +61,20 @@ async def record_of(runtime: Runtime, row: ResponseRow) -> RequestRecord:
 
 
 async def snapshot_of(runtime: Runtime, row: ResponseRow) -> dict[str, Any]:
-    """The response as the row has it, internal parts included (B5, R12)."""
+    """The response as the row has it, internal parts included (B5, R12).
+
+    Raises:
+        ResponseNotFound: It is gone since the row was read.
+        ResponseDeleted: It was deleted since.
+    """
     if row.snapshot is None:
-        record = await record_of(runtime, row)
+        record = await shown_record(runtime, row)
         return record.snapshot(runtime.app.options.default_model, row.status)
     try:
         snapshot: dict[str, Any] = jsonio.loads(await runtime.storage.payloads.get(row.snapshot))
     except NotFound:
-        now = await read_row(runtime.storage, row.partition_key, row.id)
-        if now is None or now.snapshot == row.snapshot:
+        now = await _still_there(runtime, row)
+        if now.snapshot == row.snapshot:
             raise
         return await snapshot_of(runtime, now)  # checkpoints went on since the row was read
     # A checkpoint was taken in progress; the row alone knows the status.

@@ -1,7 +1,7 @@
 """Wake-up hints: start this run, this worker has stopped.
 
 Format: queue `responses-work` holds `{"v":1,"tenant":…,"id":…}`, with `"cleanup":true` after a deletion, with
-`"late":true` where a first message was received and its response was not on record; queue
+`"late":true` where a first message was received and its response was not on record, or not deleted; queue
 `responses-watch` holds `{"v":1,"worker":…,"epoch":n}`; both base64 on the wire, as the queue trigger of Functions
 reads them. Messages never expire. A message is never the truth: whoever receives one looks at the row or the ledger.
 
@@ -36,7 +36,7 @@ class MalformedMessage(ValueError):
 class StartMessage:
     """Start or continue the run of this response; with `cleanup`, complete its deletion.
 
-    `late`: the second look for a response that was not on record when a first message was received.
+    `late`: the second look for a response that was not on record, or not deleted, when a first message was received.
     """
 
     tenant: str
@@ -89,18 +89,18 @@ class WorkQueue:
 
     async def send_start(self, tenant: str, response_id: str, *, delay: float = 0, late: bool = False) -> None:
         """Ask for a run, visible after `delay` seconds."""
-        await self._send({"tenant": tenant, "id": response_id} | ({"late": True} if late else {}), delay)
+        await self._send({"tenant": tenant, "id": response_id}, delay, late=late)
 
-    async def send_cleanup(self, tenant: str, response_id: str, *, delay: float = 0) -> None:
+    async def send_cleanup(self, tenant: str, response_id: str, *, delay: float = 0, late: bool = False) -> None:
         """Ask for the rest of a deletion, should there be one after `delay` seconds."""
-        await self._send({"tenant": tenant, "id": response_id, "cleanup": True}, delay)
+        await self._send({"tenant": tenant, "id": response_id, "cleanup": True}, delay, late=late)
 
     async def depth(self) -> int:
         """About how many messages there are, those that are worked on or delayed included."""
         return await self._seam.run(Operation.QUEUE_DEPTH, self._driver.count_messages(WORK_QUEUE))
 
-    async def _send(self, fields: dict[str, Any], delay: float) -> None:
-        text = orjson.dumps({"v": MESSAGE_VERSION, **fields}).decode()
+    async def _send(self, fields: dict[str, Any], delay: float, *, late: bool) -> None:
+        text = orjson.dumps({"v": MESSAGE_VERSION, **fields} | ({"late": True} if late else {})).decode()
         await self._seam.run(Operation.QUEUE_SEND_START, self._driver.send_message(WORK_QUEUE, text, delay=delay))
 
 

@@ -9,12 +9,12 @@ import pytest
 from protocol.errors import ApiError, ResponseNotFound
 from resilience.context import ResponseContext
 from resilience.options import ResponsesServerOptions
-from storage.driver import CONTAINERS, EXPIRY, RESPONSES, TABLES, Insert, Update
+from storage.driver import CONTAINERS, EXPIRY, RESPONSES, TABLES, WORK_QUEUE, Insert, Update
 from storage.errors import StorageUnavailable
 from storage.expiry import hour_of
 from storage.memory import MemoryDriver
 from storage.rows import row_key
-from storage.seam import Fault
+from storage.seam import Fault, Moment
 from tests.support.engines import PRINCIPAL, Fleet, Host, background, fleet, key_of, until
 from tests.support.handlers import Teller
 from tests.support.invariants import check_nothing_left
@@ -167,6 +167,30 @@ async def test_a_chain_goes_with_its_turns_after_the_newest_was_retracted() -> N
         assert (chain.last, chain.alternate) == (first["id"], second)
         await long_after(hosts)
         assert left(hosts) == {}
+
+
+async def test_a_deletion_that_froze_before_its_marker_and_died_behind_it_is_completed_by_another() -> None:
+    async with fleet(Teller(1)) as hosts:
+        host, other = hosts.host(queues=False), hosts.host()
+        made = await host.create({"input": LARGE})
+        await hosts.quiet()
+        asleep = host.pause_at("row.replace")
+        deletion = host.spawn(host.delete(made["id"]), "deleting")
+        await until(asleep.is_set)
+        await asyncio.sleep(10)  # the first message was received, and found no marker
+
+        async def die(name: str, moment: Moment) -> None:
+            if (name, moment) == ("row.replace", "after"):
+                hosts.kill(host)
+                await host.passage()
+
+        host.seam.hooks.append(die)
+        host.resume()
+        await until(lambda: host.dead)
+        await asyncio.wait({deletion})
+        await hosts.quiet()
+        assert other.received[WORK_QUEUE] >= 2
+        await check_nothing_left(hosts.storage, PRINCIPAL, made["id"])
 
 
 async def test_a_deletion_slower_than_its_cleanup_message_is_completed_by_another() -> None:

@@ -6,6 +6,7 @@ recorded. Storage may carry out a write of an abandoned one long after it was gi
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -177,6 +178,30 @@ async def test_a_late_commit_of_an_abandoned_turn_does_not_lock_its_conversation
         assert third["status"] == "completed"
 
 
+@pytest.mark.parametrize("seconds", [0.0, 3.0])
+@pytest.mark.parametrize("mode", ["foreground", "background", "eager"])
+async def test_after_a_late_commit_of_an_abandoned_turn_the_one_before_it_is_continued(
+    mode: str, seconds: float
+) -> None:
+    async with fleet(Turns()) as hosts:
+        worker = hosts.host(options=STEERABLE)
+        first = await worker.create({"input": "first"})
+        lines: list[LateCommit] = []
+
+        def line(driver: StorageDriver) -> Any:
+            lines.append(LateCommit(driver, seconds))
+            return lines[-1]
+
+        api = hosts.host(options=STEERABLE, queues=False, eager_start=mode == "eager", line=line)
+        body = {"input": "second", "previous_response_id": first["id"], "background": mode != "foreground"}
+        with pytest.raises(StorageUnavailable):
+            await api.create(body)
+        await asyncio.sleep(LONG_AFTER)
+        await lines[0].outcome
+        again = await worker.create({"input": "second", "previous_response_id": first["id"]})
+        assert again["status"] == "completed"
+
+
 def lose_an_insert(host: Host, *, looks: int) -> None:
     """The insert of a turn is carried out, and nobody hears of it; so many looks at its row fail as well."""
     host.seam.inject(Fault(operation="row.insert", kind="after", times=2))
@@ -250,6 +275,8 @@ async def test_a_deleted_large_turn_whose_handler_died_with_its_worker_does_not_
         async for event in turns(request, context, signal):
             yield event
         if request["input"].startswith("first"):
+            with suppress(asyncio.CancelledError):
+                await held.wait()
             await held.wait()
 
     async with fleet(handler) as hosts:
