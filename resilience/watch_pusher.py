@@ -12,7 +12,8 @@ Answers to a push, and what follows:
 - refused, after no answer: the last receipt is spent, most likely by the push whose answer was lost; nobody can push
   this message any more. `Lost.SUPERSEDED`; a new message has to take its place. Until the event loop has seen to that,
   and stops this pusher, a pulse takes the place of each push: the old message will be received while the loop is
-  blocked, and its receiver has to learn that the process lives.
+  blocked, and its receiver has to learn that the process lives. Not beyond a pulse without an answer: a process that
+  storage hears and does not answer is cut off, and others must find its runs.
 """
 
 import asyncio
@@ -89,6 +90,7 @@ class Pushes:
             return None  # declared dead, or as good as dead
         except StorageError as error:
             _log.warning("no pulse given: %s", error)
+            return None
         return self._settings.watch_push_interval
 
 

@@ -27,17 +27,19 @@ class Queue:
 
     def pulse(self) -> None:
         self.pulses += 1
-        if self.answers and (answer := self.answers.pop(0)) is not None:
-            raise answer
+        self._answer()
 
     def push(self, receipt: QueueReceipt, delay: float) -> QueueReceipt:
         self.pushed.append(receipt)
+        self._answer()
+        return receipt_of(len(self.pushed))
+
+    def _answer(self) -> None:
         answer = self.answers.pop(0) if self.answers else None
         if answer is StorageRejected:
             raise StorageRejected(400)
         if answer is not None:
             raise answer
-        return receipt_of(len(self.pushed))
 
     def pushes(self) -> Pushes:
         return Pushes(self.push, self.pulse, receipt_of(0), SETTINGS, self.lost.append)
@@ -72,8 +74,9 @@ def test_a_refusal_means_something_else_after_a_push_without_an_answer(
     assert pause == (0.0 if lost is Lost.SUPERSEDED else None)
 
 
-def test_pulses_stand_in_for_a_superseded_message_until_they_are_refused() -> None:
-    queue = Queue(StorageUnavailable, PreconditionFailed, None, StorageUnavailable, None, NotFound)
+@pytest.mark.parametrize("last", [NotFound, PreconditionFailed, StorageRejected, StorageUnavailable])
+def test_pulses_stand_in_for_a_superseded_message_as_long_as_they_are_answered(last: type[StorageError]) -> None:
+    queue = Queue(StorageUnavailable, PreconditionFailed, None, None, None, last)
     pushes = queue.pushes()
     interval = SETTINGS.watch_push_interval
     assert [pushes.once() for _ in range(6)] == [0.0, 0.0, interval, interval, interval, None]
