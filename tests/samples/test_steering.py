@@ -1,6 +1,7 @@
 """The sample whose long answers are cut short by the next turn."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -13,6 +14,27 @@ from tests.support.api_server import ApiServer, until
 from tests.support.stream_oracle import assert_response, assert_whole
 
 type Json = dict[str, Any]
+
+WORDS_BEFORE_SILENCE = 5
+"""A point has four."""
+
+
+@pytest.fixture
+def goes_on(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Who speaks falls silent in the middle of its second point, until this is set; from then on it speaks at once."""
+    event = asyncio.Event()
+    said = 0
+
+    async def slowly(text: str) -> AsyncGenerator[str]:
+        nonlocal said
+        for number, word in enumerate(text.split()):
+            said += 1
+            if said > WORDS_BEFORE_SILENCE:
+                await event.wait()
+            yield word if number == 0 else f" {word}"
+
+    monkeypatch.setattr(steering, "slowly", slowly)
+    return event
 
 
 async def said_something(server: ApiServer, response_id: str) -> None:
@@ -31,18 +53,17 @@ def points(response: Json, topic: str) -> int:
     return len(said)
 
 
-async def test_newer_turn_cuts_the_running_one_short_at_the_end_of_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_newer_turn_cuts_the_running_one_short_at_the_end_of_a_point(goes_on: asyncio.Event) -> None:
     async with sample("steering") as server:
-        monkeypatch.setattr(steering, "SECONDS_PER_WORD", 0.03)
         first = (await server.post(input="rivers", background=True)).json()
         await said_something(server, first["id"])
         second = (await server.post(input="lakes", background=True, previous_response_id=first["id"])).json()
         assert (second["status"], second["output"]) == ("queued", [])
         assert second["metadata"] == {"waits_for": "an earlier turn"}
+        goes_on.set()
         ended = await server.get_ended(first["id"])
         assert ended["status"] == "incomplete"
-        assert 1 <= points(ended, "rivers") < steering.POINTS
-        monkeypatch.setattr(steering, "SECONDS_PER_WORD", 0.001)
+        assert points(ended, "rivers") == 2
         answer = await server.get_ended(second["id"])
         assert answer["status"] == "completed"
         assert points(answer, "lakes") == steering.POINTS
@@ -60,9 +81,8 @@ async def test_turn_that_waits_for_nobody_is_not_steered() -> None:
 
 
 @pytest.mark.parametrize("background", [False, True])
-async def test_several_turns_wait_in_their_order(background: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_several_turns_wait_in_their_order(background: bool, goes_on: asyncio.Event) -> None:
     async with sample("steering") as server:
-        monkeypatch.setattr(steering, "SECONDS_PER_WORD", 0.02)
         first = (await server.post(input="rivers", background=True, conversation="conv_order")).json()
         await said_something(server, first["id"])
         asked = []
@@ -70,6 +90,7 @@ async def test_several_turns_wait_in_their_order(background: bool, monkeypatch: 
             request = server.post(input=topic, background=background, conversation="conv_order")
             asked.append(asyncio.create_task(request))
             await joined(server, first["id"], 1 + len(asked))
+        goes_on.set()
         answers = [(await request).json() for request in asked]
         ended = [await server.get_ended(each["id"]) for each in (first, *answers)]
         for response in ended:
@@ -90,29 +111,25 @@ async def joined(server: ApiServer, first: str, turns: int) -> None:
     await until(has_joined)
 
 
-async def test_turn_without_a_word_is_refused_and_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_turn_without_a_word_is_refused_and_does_not_wait(goes_on: asyncio.Event) -> None:
     async with sample("steering") as server:
-        monkeypatch.setattr(steering, "SECONDS_PER_WORD", 0.02)
         first = (await server.post(input="rivers", background=True)).json()
         await said_something(server, first["id"])
         refused = await server.post(input=" ", background=True, previous_response_id=first["id"])
         assert refused.status_code == 400, refused.text
         assert "nothing to wait for" in refused.json()["error"]["message"]
-        monkeypatch.setattr(steering, "SECONDS_PER_WORD", 0.001)
+        goes_on.set()
         assert (await server.get_ended(first["id"]))["status"] == "completed"
 
 
-async def test_cancelled_turn_has_no_output_and_the_next_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelled_turn_has_no_output_and_the_next_one_runs(goes_on: asyncio.Event) -> None:
     async with sample("steering") as server:
-        monkeypatch.setattr(steering, "SECONDS_PER_WORD", 0.03)
         first = (await server.post(input="rivers", background=True)).json()
         await said_something(server, first["id"])
-        # Long enough for the cancel to arrive before the end of the point, where the second turn ends the first.
-        monkeypatch.setattr(steering, "SECONDS_PER_WORD", 4.0)
         second = (await server.post(input="lakes", background=True, previous_response_id=first["id"])).json()
         await server.client.post(f"/v1/responses/{first['id']}/cancel")
         assert (await server.get(first["id"])).json()["output"] == []
-        monkeypatch.setattr(steering, "SECONDS_PER_WORD", 0.001)
+        goes_on.set()
         answer = await server.get_ended(second["id"])
         assert texts_in(answer)[0].startswith("As you wish, after 0 points. ")
         assert points(answer, "lakes") == steering.POINTS
