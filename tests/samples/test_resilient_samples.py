@@ -32,7 +32,7 @@ async def test_phases_build_on_each_other_and_their_notes_stay_inside() -> None:
 
 async def test_worker_that_has_to_stop_leaves_in_the_middle_of_a_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     async with sample("resilient_streaming") as server:
-        monkeypatch.setattr(resilient_streaming, "SECONDS_PER_WORD", 0.05)
+        monkeypatch.setattr(resilient_streaming, "SECONDS_PER_WORD", 0.2)
         response_id = (await server.post(input=QUESTION, background=True)).json()["id"]
 
         async def one_phase_is_done() -> bool:
