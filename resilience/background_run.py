@@ -114,6 +114,15 @@ class BackgroundRun:
         if not self._cancelled.done():
             self._cancelled.set_result(row)
 
+    def claimed(self, row: ResponseRow) -> None:
+        """Its row as somebody read it: a later claim than ours would refuse our next write."""
+        if row.generation > self._ownership.row.generation:
+            self._lose(OwnershipLost(row))
+
+    def _lose(self, lost: OwnershipLost) -> None:
+        if not self._lost.done():
+            self._lost.set_result(lost)
+
     def steered(self, pending: int) -> None:
         """So many turns wait behind this one (S3)."""
         self._pending = pending
@@ -243,7 +252,7 @@ class BackgroundRun:
                 try:
                     await self._take(event)
                 except OwnershipLost as lost:
-                    self._lost.set_result(lost)  # at once: the handler may take its time to clean up
+                    self._lose(lost)  # at once: the handler may take its time to clean up
                     raise
 
     async def _take(self, event: Any) -> None:
@@ -330,7 +339,9 @@ class BackgroundRun:
         """Path A within the grace, path B after it (B24)."""
         self._context.shutdown.set()
         grace = self._runtime.app.options.shutdown_grace_period_seconds
-        await self._wait(handler, self._ending, self._cancelled, timeout=grace)
+        await self._wait(handler, self._ending, self._cancelled, self._lost, timeout=grace)
+        if self._lost.done():
+            raise self._lost.result()
         if self._cancelled.done():
             return await self._end_cancelled(self._cancelled.result())
         if self._ending.done():
@@ -437,10 +448,12 @@ class BackgroundRun:
         Then this process is not done with the response: should that worker die before, a start message of this turn
         leads to the next one, and whoever receives it has to look.
         """
-        await self._stop_handler()
-        if row.deleted:  # and maybe something stored behind its deletion
+        others = row.owner not in ("", self._worker_id)
+        # Not for ever where another ended it: the message that leads to the next turn may wait here for this run's end.
+        await self._stop_handler(patience=self._runtime.settings.cancel_grace if others else None)
+        if row.deleted or self._ownership.deleted:  # and maybe something stored behind its deletion
             return RunEnd.RECLAIM
-        if row.owner not in ("", self._worker_id):
+        if others:
             return RunEnd.LOST
         if row.turn:
             await chain.revive(self._runtime, row.partition_key, row.id)

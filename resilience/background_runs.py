@@ -67,6 +67,9 @@ class OwnedRun:
     def cancelled(self, row: ResponseRow) -> None:
         self.current.cancelled(row)
 
+    def claimed(self, row: ResponseRow) -> None:
+        self.current.claimed(row)
+
     def steered(self, pending: int) -> None:
         self.current.steered(pending)
 

@@ -100,6 +100,9 @@ class ForegroundRun:
     def cancelled(self, row: ResponseRow) -> None:
         """A foreground run is not cancelled through its row: nobody is shown one."""
 
+    def claimed(self, row: ResponseRow) -> None:
+        """Nobody claims a foreground run."""
+
     def hand_over(self) -> None:
         if not self._must_leave.done():
             self._must_leave.set_result(None)

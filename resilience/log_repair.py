@@ -7,6 +7,7 @@ not as long as the others.
 """
 
 import asyncio
+import logging
 import random
 import uuid
 
@@ -18,8 +19,14 @@ from storage.connection import Storage
 from storage.errors import LeaseHeld, NotFound, PreconditionFailed
 from storage.rows import ResponseRow
 
+_log = logging.getLogger("resilience.log")
+
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 5.0
+
+
+class _NoSnapshot(Exception):
+    """What the terminal frame is made from was deleted."""
 
 
 async def complete_log(storage: Storage, row: ResponseRow) -> None:
@@ -29,6 +36,10 @@ async def complete_log(storage: Storage, row: ResponseRow) -> None:
     while True:
         try:
             await _complete(storage, row)
+            return
+        except _NoSnapshot:
+            if not await _is_gone(storage, row):
+                _log.error("response %s: its log cannot be completed, the snapshot is not there", row.id)
             return
         except NotFound:
             if not await _make_anew(storage, row):
@@ -75,6 +86,9 @@ async def _append_terminal(storage: Storage, row: ResponseRow, lease_id: str) ->
     if end.closed:
         return
     assert row.snapshot is not None
-    snapshot = jsonio.loads(await storage.payloads.get(row.snapshot))
+    try:
+        snapshot = jsonio.loads(await storage.payloads.get(row.snapshot))
+    except NotFound as error:
+        raise _NoSnapshot from error
     data = b"".join(frame for _, frame in terminal_frames(snapshot, end.last_sequence))
     await storage.log.append(row.segments[-1].name, data, position=end.position, lease_id=lease_id)

@@ -56,6 +56,8 @@ class Ownership:
         """The chain as this owner last saw it."""
         self._superseded: StoredPayload | None = None
         self._writing = asyncio.Lock()  # a write begins from the etag of the one before it
+        self.deleted = False
+        """True once a write was refused because the response was deleted: what was stored just before has to go."""
         self.is_recovery = recovery
         """True if a handler may have been entered for this response before."""
 
@@ -78,6 +80,7 @@ class Ownership:
                             self.position,
                         )
                         row = await read_row(self._storage, self.row.partition_key, self.row.id)
+                        self.deleted = row is None or row.deleted
                         raise OwnershipLost(row) from refusal
                     self.blocks += 1
         self.position += len(data)
@@ -218,6 +221,7 @@ class Ownership:
     def _own_row(self, lost: OwnershipLost) -> ResponseRow:
         """The row as an earlier write of this owner left it, of which nobody heard; else it is lost."""
         row = lost.row
+        self.deleted = row is None or row.deleted
         if row is None or row.status in TERMINAL_STATUSES:
             raise lost
         if (row.owner, row.generation, row.lease_id) != (self.row.owner, self.row.generation, self.row.lease_id):

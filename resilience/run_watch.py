@@ -1,6 +1,7 @@
 """How the runs of this process learn what others decided: one look per second at their rows and chains.
 
-A client's cancel stands in the row of a background run; a newer turn stands in the chain (S3), which is looked at only
+A client's cancel stands in the row of a background run, and so does the claim of another worker: a run whose
+handler is silent makes no write that would be refused. A newer turn stands in the chain (S3), which is looked at only
 where chains are steerable. The watch runs only while there is something to watch. A look that fails is no harm: the
 next write of a cancelled run is refused anyway.
 """
@@ -63,8 +64,12 @@ class RunWatch:
             _log.info("response %s: row not read: %s", response_id, error)
             return
         running = self._runtime.running.get(response_id)
-        if row is not None and row.status == "cancelled" and running is not None:
+        if row is None or running is None:
+            return
+        if row.status == "cancelled":
             running.cancelled(row)
+        else:
+            running.claimed(row)
 
     async def _look_at_chain(self, partition_key: str, response_id: str) -> None:
         try:

@@ -28,6 +28,9 @@ class Running(Protocol):
     def cancelled(self, row: ResponseRow) -> None:
         """Its outcome was decided by a client's cancel."""
 
+    def claimed(self, row: ResponseRow) -> None:
+        """Its row, as it is in progress: of a later claim, where another worker took it."""
+
     def steered(self, pending: int) -> None:
         """So many turns of its chain wait behind it (S3)."""
 

@@ -16,13 +16,15 @@ that takes it up has the epoch of the one that is sent next, so that one that co
 
 *Pulse* (a row of the ledger that is no part of the fence): given by the pusher's thread when the event loop has made
 no transaction for longer than a ``heartbeat_interval``, so that the sweep does not take a blocked worker for a dead
-one either; and in place of a push while a message that cannot be pushed was not replaced yet, so that its receiver does
-not (`adoption`). It costs nothing while the loop runs. A loop that was silent for ``handover_after`` will not come
+one either; and until the ledger was told which message took the place of one that cannot be pushed, so that the
+receiver of that one does not (`adoption`): in place of the pushes until there is another message, then beside them. It
+costs nothing while the loop runs. A loop that was silent for ``handover_after`` will not come
 back: then the thread stops.
 
-Concurrency: belongs to the event loop; but for the times of the last sign of life, which the pusher's thread reads
-and, one of them, writes: a float is read and written as a whole. A message is replaced by a task of its own, so that a
-slow transaction does not hold up the sending; it acts only while the message that it replaces is the one that counts.
+Concurrency: belongs to the event loop; but for the epochs and the times of the last sign of life, which the pusher's
+thread reads and, one of them, writes: a number is read and written as a whole. A message is replaced by a task of its
+own, so that a slow transaction does not hold up the sending; it acts only while the message that it replaces is the one
+that counts.
 """
 
 import asyncio
@@ -72,6 +74,7 @@ class Watch:
         self.epoch = 0
         """That of the message that counts; the ledger may have to be told of it."""
         self._newest_epoch = 0  # that was ever sent, or tried to be
+        self._told_epoch = 0  # the ledger's
         self._received_own = False
         self._heard_at = self._awake_at = asyncio.get_running_loop().time()
 
@@ -125,8 +128,9 @@ class Watch:
         """The event loop came by."""
         self._awake_at = asyncio.get_running_loop().time()
 
-    def heard(self) -> None:
-        """A transaction told others that the process lives."""
+    def heard(self, epoch: int) -> None:
+        """A transaction told others that the process lives, and which message counts."""
+        self._told_epoch = epoch
         self._heard_at = asyncio.get_running_loop().time()
 
     def _give_pulse(self, clock: Callable[[], float]) -> None:
@@ -144,8 +148,9 @@ class Watch:
             raise PreconditionFailed("The event loop does not run any more.")
 
     def _stand_in(self, clock: Callable[[], float]) -> None:
-        """A pulse, if the event loop has not said for too long that the process lives."""
-        if clock() - self._heard_at < _LATE_HEARTBEAT * self._settings.heartbeat_interval:
+        """A pulse, if the event loop has not said for too long that the process lives, or which message counts now."""
+        late = clock() - self._heard_at >= _LATE_HEARTBEAT * self._settings.heartbeat_interval
+        if not late and self._told_epoch == self.epoch:
             return
         try:
             self._give_pulse(clock)

@@ -274,7 +274,7 @@ class Worker:
             now.doubtful = Doubt(frozenset(entries), closed)
             raise
         now.record = record
-        now.watch.heard()
+        now.watch.heard(record.epoch)
         now.closed -= closed | entries.keys()
         return now
 

@@ -28,6 +28,33 @@ LONG = 15.0
 """Seconds: a cleanup message is received and done with."""
 
 
+NOTICED = 2.0
+"""Seconds: an owner has looked at its row meanwhile."""
+
+
+class Held:
+    """The first such call of a host, which otherwise goes on."""
+
+    def __init__(self, host: Host, operation: str) -> None:
+        self.reached = asyncio.Event()
+        self._released = asyncio.Event()
+        self._operation = operation
+        host.seam.hooks.append(self._hold)
+
+    async def _hold(self, name: str, moment: Moment) -> None:
+        if (name, moment) == (self._operation, "before") and not self.reached.is_set():
+            self.reached.set()
+            await self._released.wait()
+
+    async def over_the_deletion(self, hosts: Fleet, response_id: str) -> None:
+        """Let it go when the deletion is long over; nothing is left."""
+        await asyncio.sleep(LONG)
+        self._released.set()
+        await asyncio.sleep(LONG)
+        await hosts.quiet()
+        await check_nothing_left(hosts.storage, PRINCIPAL, response_id)
+
+
 async def ended(hosts: Fleet, response_id: str) -> None:
     async def is_terminal() -> bool:
         row = await hosts.row(response_id)
@@ -77,23 +104,40 @@ async def test_a_snapshot_of_a_cancelled_response_whose_owner_slept_over_the_del
     """The owner is still the one that the row names: it has the response's messages, and they are answered for."""
     async with fleet(Teller(3, pause=0.5, ballast=len(LARGE), checkpoints=True)) as hosts:
         api, owner = hosts.host(queues=False), hosts.host()
-        held, released = asyncio.Event(), asyncio.Event()
-
-        async def hold(name: str, moment: Moment) -> None:
-            if (name, moment) == ("payload.put", "before") and not held.is_set():
-                held.set()
-                await released.wait()
-
-        owner.seam.hooks.append(hold)
+        held = Held(owner, "payload.put")
         response_id = (await api.create(background()))["id"]
-        await until(held.is_set)
+        await until(held.reached.is_set)
         await api.cancel(response_id)
         await api.delete(response_id)
-        await asyncio.sleep(LONG)
-        released.set()
-        await asyncio.sleep(LONG)
-        await hosts.quiet()
-        await check_nothing_left(hosts.storage, PRINCIPAL, response_id)
+        await held.over_the_deletion(hosts, response_id)
+
+
+@pytest.mark.parametrize("request_fields", [{}, {"conversation": "talk"}], ids=["alone", "turn"])
+async def test_a_snapshot_of_an_owner_that_knew_of_the_cancel_and_slept_over_the_deletion_goes(
+    request_fields: dict[str, Any],
+) -> None:
+    """What it was told is the cancelled row, not the marker of the deletion that came behind it."""
+    async with fleet(Teller(3, pause=0.5, ballast=len(LARGE), checkpoints=True)) as hosts:
+        api, owner = hosts.host(queues=False), hosts.host()
+        held = Held(owner, "payload.put")
+        response_id = (await api.create(background(**request_fields)))["id"]
+        await until(held.reached.is_set)
+        await api.cancel(response_id)
+        await asyncio.sleep(NOTICED)
+        await api.delete(response_id)
+        await held.over_the_deletion(hosts, response_id)
+
+
+async def test_a_segment_of_an_owner_that_knew_of_the_cancel_and_slept_over_the_deletion_goes() -> None:
+    async with fleet(Teller(8, pause=0.5)) as hosts:
+        api, owner = hosts.host(queues=False), hosts.host(segment_blocks=3)
+        held = Held(owner, "log.create")
+        response_id = await (await api.stream(background())).response_id()
+        await until(held.reached.is_set)
+        await api.cancel(response_id)
+        await asyncio.sleep(NOTICED)
+        await api.delete(response_id)
+        await held.over_the_deletion(hosts, response_id)
 
 
 async def test_a_snapshot_of_a_canceller_that_slept_over_the_deletion_goes() -> None:

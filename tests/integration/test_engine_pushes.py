@@ -117,6 +117,21 @@ async def test_a_process_that_cannot_replace_its_message_lives_on_by_its_pulses(
         await ended_undisturbed(hosts, run)
 
 
+@pytest.mark.parametrize("resilient", [True, False], ids=["row-1", "row-2"])
+async def test_a_process_that_cannot_tell_its_ledger_of_the_new_message_lives_on_by_its_pulses(resilient: bool) -> None:
+    async with fleet(Teller(60, pause=0.5)) as hosts:
+        run = await busy(hosts, resilient=resilient)
+        run.owner.seam.inject(LOST_PUSH)
+        # As with an event loop that is blocked behind the sending: the transaction does not get off.
+        mute = run.owner.seam.inject(Fault(operation="ledger.commit", kind="hang"))
+        await until(lambda: run.other.received[WATCH_QUEUE] == 3, "the old message comes back, again and again")
+        assert await epoch_of(hosts, run.worker) == 0
+        mute.remove()
+        await asyncio.sleep(1)
+        assert await epoch_of(hosts, run.worker) == 1
+        await ended_undisturbed(hosts, run)
+
+
 async def test_a_process_that_dies_after_its_pulses_is_found_by_the_message_that_was_put_back() -> None:
     async with fleet(Teller(60, pause=0.5)) as hosts:
         run = await busy(hosts)

@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from storage.driver import PAYLOADS
+from storage.seam import Moment
 from tests.support.engines import PRINCIPAL, background, fleet, start_message, until
 from tests.support.handlers import Teller
 from tests.support.invariants import check_response
@@ -37,3 +39,32 @@ async def test_any_number_of_repairers_add_the_lost_frame_once_and_come_to_an_en
             await asyncio.gather(*(other.deliver(start_message(response_id)) for other in others))
         assert max(len(other.calls) for other in others) < MOST_CALLS
         await check_response(hosts.storage, PRINCIPAL, response_id, entries=1)
+
+
+async def test_a_repairer_that_does_not_find_the_snapshot_does_not_look_for_it_for_ever() -> None:
+    async with fleet(Teller(2, pause=0.5, ballast=60_000, checkpoints=True)) as hosts:
+        owner = hosts.host()
+        reader = await owner.stream(background())
+        response_id = await reader.response_id()
+
+        async def die_behind_the_outcome(name: str, moment: Moment) -> None:
+            if (name, moment) == ("row.replace", "after"):
+                row = await hosts.row(response_id)
+                if row is not None and row.status == "completed":
+                    hosts.kill(owner)
+                    await owner.passage()
+
+        owner.seam.hooks.append(die_behind_the_outcome)
+        await until(lambda: owner.dead)
+        row = await hosts.row(response_id)
+        assert row is not None
+        assert row.snapshot is not None
+        assert row.snapshot.blob is not None
+        await hosts.storage.driver.delete_blob(PAYLOADS, row.snapshot.blob)
+        other = hosts.host(queues=False)
+
+        async def bounded(name: str, moment: Moment) -> None:
+            assert len(other.calls) < MOST_CALLS, "it goes on for ever"
+
+        other.seam.hooks.append(bounded)
+        await other.deliver(start_message(response_id))
