@@ -43,6 +43,9 @@ _log = logging.getLogger("resilience.worker")
 _SEND_RETRY = 0.5
 """Seconds until a message that could not be sent in place of another is sent again."""
 
+_SENDINGS = 3
+"""Messages that are sent at most until the process is watched again; each without an answer may be there."""
+
 _LATE_HEARTBEAT = 1.25
 """Heartbeat intervals without a transaction after which the pusher's thread gives a pulse in its place."""
 
@@ -75,7 +78,7 @@ class Watch:
         """That of the message that counts; the ledger may have to be told of it."""
         self._newest_epoch = 0  # that was ever sent, or tried to be
         self._told_epoch = 0  # the ledger's
-        self._received_own = False
+        self._received_own = -1  # the highest epoch of those
         self._heard_at = self._awake_at = asyncio.get_running_loop().time()
 
     @property
@@ -92,12 +95,22 @@ class Watch:
         return self._newest_epoch
 
     async def begin(self) -> None:
-        """Send the message of this epoch and push it from then on.
+        """Send the message of this epoch, or after no answer of a later one, and push it from then on.
 
         Raises:
             StorageError: Nobody watches.
         """
-        self._push_forward(await self._send(self.epoch), self.epoch)
+        for left in reversed(range(_SENDINGS)):
+            try:
+                receipt = await self._send(self.epoch)
+            except StorageUnavailable:
+                if not left:
+                    raise
+                self.begin_epoch()
+                await asyncio.sleep(_SEND_RETRY)
+            else:
+                self._push_forward(receipt, self.epoch)
+                return
 
     async def _send(self, epoch: int) -> QueueReceipt:
         return await self._storage.watch.send(self._worker_id, delay=self._settings.watch_visibility, epoch=epoch)
@@ -116,11 +129,10 @@ class Watch:
     def own_message_received(self, epoch: int | None) -> None:
         """This process received a message of its own.
 
-        If it is the one that is pushed, the next push is refused, and a new message takes its place. One of another
-        epoch, or of none, is not.
+        If it is the one that is pushed, or will be as soon as its sending is answered, the next push is refused, and a
+        new message takes its place. One of another epoch, or of none, is not.
         """
-        if epoch == self.epoch:
-            self._received_own = True
+        self._received_own = max(self._received_own, -1 if epoch is None else epoch)
 
     # -- signs of life ----------------------------------------------------------------------------------------------
 
@@ -179,15 +191,13 @@ class Watch:
 
         self.give_up()  # what stood in for the message that this one replaces
         self.epoch = epoch
-        self._received_own = False
         self._pusher = self._new_pusher(push, pulse, receipt, self._settings, lost)
         self._pusher.start()
 
     def _message_lost(self, epoch: int, how: Lost) -> None:
         if not self._counts(epoch):
             return
-        if how is Lost.SUPERSEDED or self._received_own:
-            self._received_own = False
+        if how is Lost.SUPERSEDED or self._received_own == epoch:
             in_background(self._replace(epoch))
         else:
             self._lost()

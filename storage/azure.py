@@ -242,10 +242,11 @@ class AzureDriver:
 
     # Queues
 
-    async def send_message(self, queue: str, text: str, *, delay: float = 0) -> QueueReceipt:
+    async def send_message(self, queue: str, text: str, *, delay: float = 0, once: bool = False) -> QueueReceipt:
         client = (await self._prepared()).queue(queue)
         encoded = base64.b64encode(text.encode()).decode()
-        call = client.send_message(encoded, visibility_timeout=whole_seconds(delay), time_to_live=-1)
+        options: dict[str, Any] = {"retry_total": 0} if once else {}
+        call = client.send_message(encoded, visibility_timeout=whole_seconds(delay), time_to_live=-1, **options)
         return _receipt(await answered(call))
 
     async def receive_message(self, queue: str, *, visibility: float) -> QueueMessage | None:

@@ -224,8 +224,11 @@ class StorageDriver(Protocol):
         """
         ...
 
-    async def send_message(self, queue: str, text: str, *, delay: float = 0) -> QueueReceipt:
-        """Put a message that never expires, visible after `delay` seconds. The text travels as base64."""
+    async def send_message(self, queue: str, text: str, *, delay: float = 0, once: bool = False) -> QueueReceipt:
+        """Put a message that never expires, visible after `delay` seconds. The text travels as base64.
+
+        Without an answer it is tried again, and may be there twice, unless `once`.
+        """
         ...
 
     async def receive_message(self, queue: str, *, visibility: float) -> QueueMessage | None:

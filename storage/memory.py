@@ -237,7 +237,7 @@ class MemoryDriver:
 
     # Queues
 
-    async def send_message(self, queue: str, text: str, *, delay: float = 0) -> QueueReceipt:
+    async def send_message(self, queue: str, text: str, *, delay: float = 0, once: bool = False) -> QueueReceipt:
         async with self._turn():
             visible_at = self.clock.now() + whole_seconds(delay)
             message = MemoryMessage(str(uuid.uuid4()), text, visible_at, _new_receipt())

@@ -110,10 +110,13 @@ class WatchQueue:
         self._seam = seam
 
     async def send(self, worker_id: str, *, delay: float, epoch: int | None = None) -> QueueReceipt:
-        """Put the watch message of a worker, visible after `delay` seconds unless it is pushed before."""
+        """Put the watch message of a worker, visible after `delay` seconds unless it is pushed before.
+
+        Not tried again without an answer: nobody could push the first one, if there is one.
+        """
         numbered = {} if epoch is None else {"epoch": epoch}
         text = orjson.dumps({"v": MESSAGE_VERSION, "worker": worker_id, **numbered}).decode()
-        call = self._driver.send_message(WATCH_QUEUE, text, delay=delay)
+        call = self._driver.send_message(WATCH_QUEUE, text, delay=delay, once=True)
         return await self._seam.run(Operation.QUEUE_SEND_WATCH, call)
 
     def push_blocking(self, receipt: QueueReceipt, delay: float) -> QueueReceipt:

@@ -9,7 +9,7 @@ import pytest
 
 from resilience.adoption import UnknownEntries
 from resilience.run_entries import background_entry
-from storage.driver import WATCH_QUEUE, WORK_QUEUE, WORKERS, Insert
+from storage.driver import WATCH_QUEUE, WORK_QUEUE, WORKERS, Insert, QueueReceipt, StorageDriver
 from storage.errors import MalformedRecord, StorageUnavailable
 from storage.ledger import LedgerEntry
 from storage.memory import MemoryDriver
@@ -23,6 +23,8 @@ EVENT_LOOP = VirtualTimeLoop
 
 LOST_PUSH = Fault(operation="queue.push_watch", kind="after", times=1)
 NO_PULSE = Fault(operation="ledger.pulse", kind="before")
+SLOW_REPLY = 7.0
+"""Seconds, longer than a watch message is hidden."""
 
 
 @dataclass
@@ -130,6 +132,70 @@ async def test_a_process_that_cannot_tell_its_ledger_of_the_new_message_lives_on
         await asyncio.sleep(1)
         assert await epoch_of(hosts, run.worker) == 1
         await ended_undisturbed(hosts, run)
+
+
+class LostReply:
+    """A line on which the reply to the first watch message is lost. A driver for one host.
+
+    The storage client repeats a request without an answer, unless it is told not to.
+    """
+
+    def __init__(self, inner: StorageDriver) -> None:
+        self._inner = inner
+        self._lost = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def send_message(self, queue: str, text: str, *, once: bool = False, **options: Any) -> QueueReceipt:
+        if queue == WATCH_QUEUE and not self._lost:
+            self._lost = True
+            await self._inner.send_message(queue, text, **options)
+            if once:
+                raise StorageUnavailable
+        return await self._inner.send_message(queue, text, **options)
+
+
+@pytest.mark.parametrize("resilient", [True, False], ids=["row-1", "row-2"])
+async def test_a_watch_message_whose_reply_was_lost_costs_no_run(resilient: bool) -> None:
+    """It may be there, and nobody can push it: it must not look like a death."""
+    async with fleet(Teller(40, pause=0.5)) as hosts:
+        line: Any = LostReply
+        owner = hosts.host(resilient=resilient, queues=False, line=line).serve_queues(WORK_QUEUE)
+        other = hosts.host(resilient=resilient, queues=False).serve_queues(WATCH_QUEUE)
+        background_id = (await owner.create(background()))["id"]
+        reader = await owner.stream({"input": "hi"})
+        foreground_id = await reader.response_id()
+        await until(lambda: hosts.entries[background_id])
+        worker = str(owner.engine.runtime.worker.id)
+        await until(lambda: other.received[WATCH_QUEUE], "the message that nobody pushes")
+        await ended_undisturbed(hosts, Busy(owner, other, worker, background_id, foreground_id, reader))
+
+
+@pytest.mark.parametrize("resilient", [True, False], ids=["row-1", "row-2"])
+async def test_a_process_that_receives_its_message_before_the_reply_to_its_sending_replaces_it(resilient: bool) -> None:
+    async with fleet(Teller(200, pause=0.5)) as hosts:
+        host = hosts.host(resilient=resilient, idle_close_after=0.1).serve_timer()
+        worker = host.engine.runtime.worker
+        await host.create({"input": "hi"})
+        await until(lambda: worker.rests, "rest")
+        before = worker.id
+        assert before is not None
+        slowed = False
+
+        async def slow(name: str, moment: Moment) -> None:
+            nonlocal slowed
+            if (name, moment) == ("queue.send_watch", "after") and not slowed:
+                slowed = True
+                await asyncio.sleep(SLOW_REPLY)
+
+        host.seam.hooks.append(slow)
+        response_id = (await host.create(background()))["id"]
+        row = await hosts.finished(response_id, seconds=300)
+        assert slowed
+        assert host.received[WATCH_QUEUE]
+        assert worker.id == before
+        assert (row.status, hosts.entered(response_id)) == ("completed", 1)
 
 
 async def test_a_process_that_dies_after_its_pulses_is_found_by_the_message_that_was_put_back() -> None:

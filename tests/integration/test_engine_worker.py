@@ -365,9 +365,9 @@ async def test_an_opening_that_comes_while_the_process_stops_is_answered(moment:
 
 
 @pytest.mark.parametrize("kind", ["before", "after"])
-@pytest.mark.parametrize("name", ["ledger.commit", "queue.send_watch"])
+@pytest.mark.parametrize(("name", "times"), [("ledger.commit", 1), ("queue.send_watch", 3)])
 async def test_a_resting_ledger_whose_taking_up_failed_is_watched_when_it_is_taken_up(
-    name: str, kind: FaultKind
+    name: str, times: int, kind: FaultKind
 ) -> None:
     async with fleet(Teller(1)) as hosts:
         host = hosts.host(queues=False)
@@ -375,10 +375,10 @@ async def test_a_resting_ledger_whose_taking_up_failed_is_watched_when_it_is_tak
         await host.create({"input": "hi"})
         await asyncio.sleep(10)
         assert watch_messages(hosts) == 0
-        fault = host.seam.inject(Fault(operation=name, kind=kind, times=1))
+        fault = host.seam.inject(Fault(operation=name, kind=kind, times=times))
         with pytest.raises(StorageUnavailable):
             await host.inside(worker.open(LedgerEntry("run-x", "background", {})))
-        assert fault.hits == 1
+        assert fault.hits == times
         await host.inside(worker.open(LedgerEntry("run-y", "background", {})))
         assert watch_messages(hosts) >= 1
         assert not worker.rests

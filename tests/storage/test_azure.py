@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from storage.connection import Storage, StorageSettings, open_storage
-from storage.driver import Delete, Insert, QueueReceipt, Update
+from storage.driver import WATCH_QUEUE, Delete, Insert, QueueReceipt, Update
 from storage.errors import (
     AlreadyExists,
     LeaseHeld,
@@ -327,6 +327,23 @@ async def test_ledger_transactions_whose_reply_was_lost_are_found_again(azurite:
         assert record.revision == 2
         assert [entry.key for entry in await storage.ledger.entries("w1")] == ["run-a"]
         await storage.ledger.commit(record, [], ["run-a"])
+
+
+async def test_a_watch_message_whose_reply_was_lost_is_there_once(azurite: AzuriteServer) -> None:
+    async with LossyLine.to(azurite.queue_port) as line:
+        with azurite.namespace() as environment:
+            chosen = replace(
+                settings(azurite.blob_port, line.port, azurite.table_port),
+                prefix=environment["RESPONSES_STORAGE_PREFIX"],
+                read_timeout=60.0,
+            )
+            async with opened(chosen) as storage:
+                await storage.ping()
+                line.lose = 1
+                with pytest.raises(StorageUnavailable):
+                    await storage.watch.send("w", delay=0, epoch=0)
+                assert line.lost == 1
+                assert await storage.driver.count_messages(WATCH_QUEUE) == 1
 
 
 async def test_a_driver_used_by_many_calls_at_once_prepares_once(azurite: AzuriteServer) -> None:
