@@ -161,14 +161,14 @@ async def test_read_without_storage_is_503(path: str) -> None:
 
 async def test_broken_record_is_a_platform_error_that_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as server:
-        broken = Fault(operation="row.read", kind="before", error=lambda: MalformedRecord("row 17 is broken"))
+        broken = Fault(operation="row.read", kind="before", error=lambda: MalformedRecord("a row is broken"))
         server.storage.seam.inject(broken)
         answer = await server.client.get(f"/v1/responses/{UNKNOWN}")
         assert answer.status_code == 500
         assert answer.headers["x-platform-error-source"] == "platform"
         assert error_of(answer)["code"] == "server_error"
-        assert "17" not in answer.text
-        assert "row 17 is broken" in caplog.text
+        assert "broken" not in answer.text
+        assert "a row is broken" in caplog.text
         assert answer.headers["x-request-id"] in caplog.text
 
 
