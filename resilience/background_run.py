@@ -13,17 +13,14 @@ by `log_repair`.
 """
 
 import asyncio
-import hashlib
 import logging
-from collections.abc import Coroutine
 from contextlib import aclosing
 from enum import Enum, auto
 from typing import Any
 
-from protocol import jsonio, sse
-from protocol.errors import ApiError, HandlerRefused, error_event
-from protocol.event_stream import CHECKPOINT
-from protocol.response import TERMINAL_STATUSES, failed, fill_response
+from protocol import jsonio
+from protocol.errors import ApiError, HandlerRefused
+from protocol.response import TERMINAL_STATUSES, failed
 from resilience import chain
 from resilience.attempt import background_attempt
 from resilience.chain_metadata import ConversationChainMetadata
@@ -32,21 +29,21 @@ from resilience.dispatch import Disposition
 from resilience.feed import Feed
 from resilience.handler_entry import answer_to, events_of
 from resilience.history import History
-from resilience.journal import Journal
 from resilience.log_repair import complete_log
-from resilience.outcome import GENERIC_FAILURE, terminal_frames
+from resilience.outcome import GENERIC_FAILURE
 from resilience.ownership import Ownership
 from resilience.placement import tenant_in
 from resilience.record import RequestRecord
-from resilience.response_row import OwnershipLost, has_log
+from resilience.response_row import OwnershipLost
 from resilience.retry import STORAGE_RETRY_SECONDS, patiently
 from resilience.run_context import context_of
+from resilience.run_output import RunOutput
 from resilience.runtime import Runtime
-from resilience.stamper import Ending, Stamped, Stamper
+from resilience.stamper import Ending, Stamper
 from resilience.tasks import settled
 from resilience.verdict import UNREADABLE, Verdict, verdict_on
 from storage.chains import ChainRow
-from storage.errors import NotFound, StorageError, StorageUnavailable
+from storage.errors import NotFound, StorageUnavailable
 from storage.payloads import StoredPayload
 from storage.rows import ResponseRow
 
@@ -83,7 +80,6 @@ class BackgroundRun:
         self._feed = feed
         if feed is not None:
             feed.local = True  # its readers wait for this run, nobody needs to poll
-        self._journal: Journal | None = None
         self._signal = asyncio.Event()
         self._handler: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
@@ -94,12 +90,10 @@ class BackgroundRun:
         self._lost: asyncio.Future[OwnershipLost] = loop.create_future()
         self._muted = False
         self._pending = 0
-        self._checkpointed = b""
-        self._storing: asyncio.Task[None] | None = None
         self.leaving = False
         """True from when it is given up for another claim: nobody may rely on it to go on here."""
-        self._stamper: Stamper
         self._context: ResponseContext
+        self._output: RunOutput
 
     @property
     def response_id(self) -> str:
@@ -153,6 +147,10 @@ class BackgroundRun:
     async def _execute(self) -> RunEnd:
         try:
             await self._prepare()
+        except BaseException:
+            self._leave_feed()
+            raise
+        try:
             return await self._run()
         except OwnershipLost as lost:
             return await self._after_loss(lost)
@@ -160,12 +158,9 @@ class BackgroundRun:
             await self._leave()
 
     async def _prepare(self) -> None:
-        persisted = await self._persisted()
+        stored, persisted = await self._persisted()
         recovery = self._ownership.is_recovery
         base = persisted or self._record.snapshot(self._runtime.app.options.default_model, "in_progress")
-        self._stamper = Stamper(
-            base, last_sequence=self._ownership.last_sequence, recovery=recovery, now=self._runtime.now
-        )
         row = self._ownership.row
         # Nobody kept anything for a response that is a chain of its own, and that nobody entered before.
         turns = (
@@ -184,33 +179,25 @@ class BackgroundRun:
         )
         self._pending = max(self._pending, len(turns.pending))
         self._steer()
-        if self._feed is not None:
-            self._feed.begin(self._ownership.last_sequence + 1)
-            self._journal = Journal(
-                self._ownership,
-                self._feed,
-                self._runtime.settings,
-                lambda: len(self._runtime.running),
-                self._runtime.telemetry.count_append,
-            )
+        stamper = Stamper(base, last_sequence=self._ownership.last_sequence, recovery=recovery, now=self._runtime.now)
+        self._output = RunOutput(self._runtime, self._ownership, self._attempt, stamper, self._feed, stored)
 
-    async def _persisted(self) -> dict[str, Any] | None:
-        """The last persisted snapshot (R10); one that cannot be read fails the response.
+    async def _persisted(self) -> tuple[bytes, dict[str, Any]] | tuple[None, None]:
+        """The last persisted snapshot (R10), as stored and as read; one that cannot be read fails the response.
 
         As an unreadable request does.
         """
         stored = self._ownership.row.snapshot
         if stored is None:
-            return None
+            return None, None
         try:
             data = await self._read_snapshot(stored)
             snapshot: dict[str, Any] = jsonio.loads(data)
         except (jsonio.NotJson, NotFound):
             _log.exception("response %s: its snapshot cannot be read", self._record.response_id)
             self._verdict = UNREADABLE
-            return None
-        self._checkpointed = _digest(data)
-        return snapshot
+            return None, None
+        return data, snapshot
 
     async def _read_snapshot(self, stored: StoredPayload) -> bytes:
         async for attempt in patiently(self._runtime.settings.finish_patience):
@@ -256,56 +243,14 @@ class BackgroundRun:
                     raise
 
     async def _take(self, event: Any) -> None:
-        if isinstance(event, dict) and event.get("type") == CHECKPOINT:
-            await self._checkpoint(event)
-            return
-        result = self._stamper.stamp(event)
-        if isinstance(result, Ending):
+        if (ending := await self._output.take(event)) is not None:
             self._muted = True  # whatever the handler still says, the outcome is this
-            self._ending.set_result(result)
-            return
-        if not self._attempt.has_begun:
-            self._attempt.begun()
-        for stamped in result:
-            await self._emit(stamped)
-
-    async def _emit(self, stamped: Stamped) -> None:
-        if self._journal is not None:
-            await self._journal.write(stamped.sequence, stamped.frame, at_once=stamped.at_once)
-
-    async def _flush(self) -> None:
-        if self._journal is not None:
-            await self._journal.flush()
-
-    async def _checkpoint(self, event: dict[str, Any]) -> None:
-        """R11: durable before the handler goes on; a storage that fails costs the checkpoint, not the run."""
-        if self._ownership.row.disposition != Disposition.RESILIENT:
-            return
-        given = event.get("response")
-        snapshot = fill_response(
-            given if isinstance(given, dict) else {}, self._stamper.snapshot(), status="in_progress"
-        )
-        data = jsonio.dumps(snapshot)
-        if _digest(data) == self._checkpointed:
-            return
-        try:
-            await self._flush()
-            await self._store(self._ownership.checkpoint(data))
-            self._checkpointed = _digest(data)
-        except StorageError:
-            _log.warning("response %s: checkpoint not stored", self._record.response_id, exc_info=True)
+            self._ending.set_result(ending)
 
     async def _keep(self, metadata: bytes) -> None:
-        """S7: a handler's `flush`; after the outcome there is nobody to keep it for."""
-        if self._muted:
-            return
-        await self._flush()
-        await self._store(self._ownership.keep(metadata))
-
-    async def _store(self, write: Coroutine[Any, Any, None]) -> None:
-        # Never cut off: the etag of a write whose reply nobody read would refuse this very owner's next one.
-        self._storing = asyncio.get_running_loop().create_task(write)
-        await asyncio.shield(self._storing)
+        """A handler's `flush` (S7); after the outcome there is nobody to keep it for."""
+        if not self._muted:
+            await self._output.keep(metadata)
 
     def _unkept(self) -> bytes | None:
         """The chain's metadata that was changed and not flushed; what cannot be stored is left out."""
@@ -331,7 +276,7 @@ class BackgroundRun:
         if isinstance(error, StorageUnavailable):
             return await self._fail("The storage did not answer.", code="storage_error")
         answer = answer_to(error)
-        if isinstance(answer, HandlerRefused) and not self._stamper.begun:
+        if isinstance(answer, HandlerRefused) and not self._output.stamper.begun:
             return await self._fail(answer.message, code="invalid_prompt", refused=answer)
         return await self._fail(GENERIC_FAILURE, refused=answer)
 
@@ -357,7 +302,7 @@ class BackgroundRun:
         """Another worker continues at once; a crash in here is found through the ledger."""
         self._muted = True
         self.leaving = True
-        await self._flush()
+        await self._output.flush()
         if (unkept := self._unkept()) is not None:
             await self._ownership.keep(unkept)
         await self._ownership.hand_over(graceful=graceful)
@@ -377,17 +322,16 @@ class BackgroundRun:
 
         `refused` becomes the one `error` event where nothing was said yet (B8).
         """
-        frames = self._stamper.close_items()
-        snapshot = failed(self._stamper.snapshot(), code, message, shutdown_reason)
-        return await self._finish(Ending(frames, snapshot), None if self._stamper.begun else refused)
+        frames = self._output.stamper.close_items()
+        snapshot = failed(self._output.stamper.snapshot(), code, message, shutdown_reason)
+        return await self._finish(Ending(frames, snapshot), None if self._output.stamper.begun else refused)
 
     async def _finish(self, ending: Ending, refused: ApiError | None = None) -> RunEnd:
         self._muted = True
         snapshot = ending.snapshot
         try:
-            for stamped in ending.frames:
-                await self._emit(stamped)
-            await self._flush()
+            await self._output.emit(ending.frames)
+            await self._output.flush()
             await self._decide(snapshot)
         except StorageUnavailable:
             _log.exception("response %s: the outcome could not be stored", self._record.response_id)
@@ -395,7 +339,7 @@ class BackgroundRun:
             await self._decide_stubbornly(snapshot)
         self._attempt.decided(snapshot)
         self._attempt.terminal(snapshot)
-        await self._close_log(snapshot, refused)
+        await self._output.end(snapshot, refused)
         await self._wind_down()
         left, row = self._ownership.chain, self._ownership.row
         if left is not None and left.ending == row.id:
@@ -434,8 +378,8 @@ class BackgroundRun:
             snapshot = jsonio.loads(await self._runtime.storage.payloads.get(row.snapshot))
             self._attempt.terminal(snapshot)
             try:
-                await self._flush()
-                await self._close_log(snapshot)
+                await self._output.flush()
+                await self._output.end(snapshot)
             except OwnershipLost:
                 self._leave_feed()
                 await complete_log(self._runtime.storage, row)
@@ -458,17 +402,6 @@ class BackgroundRun:
         if row.turn:
             await chain.revive(self._runtime, row.partition_key, row.id)
         return RunEnd.ENDED
-
-    async def _close_log(self, snapshot: dict[str, Any], refused: ApiError | None = None) -> None:
-        if self._feed is None or not has_log(self._ownership.row):
-            return
-        if refused is not None:
-            frames = [(0, sse.encode(error_event(0, refused)))]
-        else:
-            frames = terminal_frames(snapshot, self._ownership.last_sequence)
-        await self._ownership.append(b"".join(frame for _, frame in frames), frames[-1][0])
-        self._feed.publish(frames)
-        self._feed.end()
 
     async def _after_loss(self, lost: OwnershipLost) -> RunEnd:
         self._muted = True
@@ -503,8 +436,7 @@ class BackgroundRun:
                 _log.error("response %s: the handler does not stop", self._record.response_id)
                 self._handler = None
                 self._runtime.spawn(settled(handler), f"stopping-{self._record.response_id}")
-        if self._storing is not None:
-            await settled(self._storing)
+        await self._output.settle()
 
     def _leave_feed(self) -> None:
         """This process's readers look at the log from here on: another may write it while the handler winds down."""
@@ -516,10 +448,4 @@ class BackgroundRun:
         self._leave_feed()
         # Not for ever: who waits here for the run's end may have the only message that leads to it.
         await self._stop_handler(patience=self._runtime.settings.cancel_grace)
-        if self._journal is not None:
-            await self._journal.close()
-
-
-def _digest(snapshot: bytes) -> bytes:
-    """What tells an identical snapshot, whatever its size."""
-    return hashlib.sha256(snapshot).digest()
+        await self._output.close()
