@@ -42,6 +42,9 @@ STEERABLE = "tests.support.agents.scripted:steerable_app"
 LATER = ("checkpoint", Operation.QUEUE_PUSH_WATCH)
 """Points that a run passes only after a while."""
 
+LAST = "handler.exit"
+"""The point that a handler passes only if it comes to its end by itself."""
+
 STEERED = 3
 """Events of the first turn after which the others come."""
 
@@ -144,6 +147,8 @@ class Case:
             script = {**script, "on_signal": "ignore", "delay": 0.7, "count": 15}
         elif self.cancels and self.point.startswith(LATER):
             script = {**script, "on_signal": "ignore"}  # it gets that far, whenever the cancel comes
+        elif self.cancels and self.point.startswith(LAST):
+            script = {**script, "checkpoint_every": 0}  # one that the cancel refuses would be where the handler stops
         if self.way == "deleting":
             script = {**script, "remember": "this has a row of the chain made, which goes with the response"}
         wanted = body(script, background=True, stream=self.mode != "background", **self._conversation, **fields)
