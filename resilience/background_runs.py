@@ -40,9 +40,6 @@ _FIRST_LOOK = 0.05
 _LAST_LOOK = 2.0
 """Seconds between two looks for a row that is still missing."""
 
-_LATE = 5
-"""So many times the patience with a missing row go by between the first message for it and the last."""
-
 _OUTAGE_PATIENCE = 120.0
 """Seconds that one reception of a message waits for a storage that does not answer."""
 
@@ -184,7 +181,7 @@ class BackgroundRuns:
             await self._runtime.storage.chains.delete(key, own_chain_key(response_id))
         elif not late:
             # Who deletes it may be slower still, and may die right behind the marker: then no message would be left.
-            delay = _LATE * self._missing_row_patience
+            delay = self._runtime.settings.last_look_after
             await self._runtime.storage.work.send_cleanup(tenant_in(key), response_id, delay=delay, late=True)
 
     async def give_up(self, key: str, response_id: str) -> None:
@@ -274,7 +271,8 @@ class BackgroundRuns:
         try:
             while outcome is None:
                 try:
-                    outcome = await self._claim_patiently(request, 0.0 if late else self._missing_row_patience)
+                    patience = 0.0 if late else self._runtime.settings.missing_row_patience
+                    outcome = await self._claim_patiently(request, patience)
                 except StorageError:
                     # A message comes back five times only: an outage must not spend them within half a minute.
                     if not claimant.opened and (self._draining or loop_time() >= give_up_at):
@@ -305,10 +303,6 @@ class BackgroundRuns:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LAST_LOOK)
 
-    @property
-    def _missing_row_patience(self) -> float:
-        return self._runtime.settings.missing_row_patience
-
     async def _after_decline(self, declined: Declined, key: str, response_id: str, *, late: bool) -> None:
         if declined.reason is Reason.TERMINAL and declined.row is not None:
             await complete_log(self._runtime.storage, declined.row)
@@ -316,7 +310,7 @@ class BackgroundRuns:
                 await chain.revive(self._runtime, key, response_id)
         elif declined.reason is Reason.NO_ROW and not late:
             # Who accepts it may be slower still, and may die right behind the insert: then no message would be left.
-            delay = _LATE * self._missing_row_patience
+            delay = self._runtime.settings.last_look_after
             await self._runtime.storage.work.send_start(tenant_in(key), response_id, delay=delay, late=True)
         elif declined.reason in (Reason.NO_ROW, Reason.DELETED):
             _log.info("response %s: nothing to run (%s)", response_id, declined.reason.name)

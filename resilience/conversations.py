@@ -114,10 +114,16 @@ async def delete(runtime: Runtime, principal: str, conversation_id: str) -> dict
     return deleted_object(conversation_id)
 
 
-async def clean_up(runtime: Runtime, key: str) -> None:
-    """Complete a deletion that was interrupted; without a marker there is nothing to do."""
+async def clean_up(runtime: Runtime, key: str, *, late: bool = False) -> None:
+    """Complete a deletion that was interrupted; without a marker there is nothing to do.
+
+    `late`: it had not come to its marker when somebody looked before; by now it has, or never will.
+    """
     if (await rows_of(runtime).head(key)).deleted:
         await _delete_items(runtime, key)
+    elif not late:
+        # Who deletes it may be slower still, and may die right behind the marker: then no message would be left.
+        await _send_cleanup(runtime, key, delay=runtime.settings.last_look_after, late=True)
 
 
 async def refuse_deleted(runtime: Runtime, key: str, conversation_id: str) -> None:
@@ -334,9 +340,9 @@ async def _place(
     return found, await place_of(runtime.storage, found, conversation_id, item_id)
 
 
-async def _send_cleanup(runtime: Runtime, key: str) -> None:
+async def _send_cleanup(runtime: Runtime, key: str, *, delay: float = _CLEAN_UP_DELAY, late: bool = False) -> None:
     address = _address(key.rpartition("-")[2])
-    await runtime.storage.work.send_cleanup(tenant_in(key), address, delay=_CLEAN_UP_DELAY)
+    await runtime.storage.work.send_cleanup(tenant_in(key), address, delay=delay, late=late)
 
 
 async def _delete_items(runtime: Runtime, key: str) -> None:

@@ -36,6 +36,9 @@ from storage.queues import MalformedMessage, parse_start, parse_watch
 
 _log = logging.getLogger("resilience.engine")
 
+_CLEAN_UP_AGAIN_AFTER = 60.0
+"""Seconds until a cleanup message that failed too often is seen again."""
+
 
 __all__ = ["Call", "Engine"]
 
@@ -155,7 +158,7 @@ class Engine:
             _log.error("a start message that is none was dropped")
             return
         if message.cleanup and conversations.is_address(message.id):
-            await conversations.clean_up(self.runtime, key)
+            await conversations.clean_up(self.runtime, key, late=message.late)
         elif message.cleanup:
             await self._background.clean_up(key, message.id, late=message.late)
         else:
@@ -175,7 +178,10 @@ class Engine:
         await adopt(self.runtime, message.worker, message.epoch)
 
     async def poison_message(self, text: str) -> None:
-        """A start message that failed too often: its response fails, unless somebody runs it (R5)."""
+        """A start message that failed too often: its response fails, unless somebody runs it (R5).
+
+        A cleanup message: once more from the start, nothing else leads to what a deletion has left (V10).
+        """
         self.runtime.telemetry.poisoned.add(1, {"responses.queue": "work"})
         try:
             message = parse_start(text)
@@ -183,7 +189,12 @@ class Engine:
         except (MalformedMessage, ValueError):
             _log.error("a poison message that is none was dropped")
             return
-        await self._background.give_up(key, message.id)
+        if message.cleanup:
+            await self.runtime.storage.work.send_cleanup(
+                message.tenant, message.id, delay=_CLEAN_UP_AGAIN_AFTER, late=message.late
+            )
+        else:
+            await self._background.give_up(key, message.id)
 
     async def poison_watch(self, text: str) -> None:
         """A watch message that failed too often: once more from the start, it is too important to be dropped."""
@@ -207,10 +218,11 @@ class Engine:
     async def drain(self) -> None:
         """Leave: every run of this process ends within its grace or goes to another worker (B24)."""
         self._background.drain()
-        running = list(self.runtime.running.values())
-        for run in running:
+        self._creation.drain()
+        for run in self.runtime.running.values():
             run.hand_over()
-        await asyncio.gather(*(run.ended() for run in running))
+        while running := list(self.runtime.running.values()):  # others may begin meanwhile
+            await asyncio.gather(*(run.ended() for run in running))
         await self.runtime.worker.stop()
 
     async def close(self) -> None:

@@ -110,6 +110,11 @@ class EngineSettings:
     feed_bytes: int = 4 << 20
     """Recent frames kept in memory for the readers of a response."""
 
+    @property
+    def last_look_after(self) -> float:
+        """Seconds until a message that met no row, or no marker of a deletion, is seen for the last time."""
+        return 5 * self.missing_row_patience
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
         """The settings with every ``RESPONSES_<NAME>`` of the environment laid over the defaults.
