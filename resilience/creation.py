@@ -67,6 +67,8 @@ class _Admitted:
     disposition: Disposition
     tenant: str
     request_key: RequestKey | None
+    leave_at: float
+    """Loop time at which its run has to leave: the platform counts from the request, whatever it waited for (R13)."""
 
     @property
     def partition_key(self) -> str:
@@ -98,6 +100,11 @@ class Creation:
         self._runtime = runtime
         self._watch = watch
         self._background = background
+        self._draining = False
+
+    def drain(self) -> None:
+        """What begins from now on has to leave at once."""
+        self._draining = True
 
     async def answer(self, call: Call, disconnected: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
         """The response for a client that does not stream: final in the foreground, accepted in the background."""
@@ -145,7 +152,8 @@ class Creation:
         # What is not stored cannot be answered with again: there a key has nothing to stand for.
         keyed = call.idempotency_key and disposition is not Disposition.TRANSIENT
         key = RequestKey(self._runtime, tenant, call.idempotency_key, request) if keyed else None
-        return _Admitted(record, disposition, tenant, key)
+        leave_at = asyncio.get_running_loop().time() + self._runtime.settings.handover_after
+        return _Admitted(record, disposition, tenant, key, leave_at)
 
     async def _make_once(self, admitted: _Admitted) -> _Made:
         with bound(response_id=admitted.record.response_id):
@@ -297,14 +305,16 @@ class Creation:
             admitted.disposition,
             stored,
         )
+        if self._draining:
+            run.hand_over()  # it was on its way in when the drain began: nobody else would tell it
         self._runtime.running[response_id] = run
         self._watch.add(admitted.partition_key, response_id, background=False, in_chain=isinstance(stored, TurnRecord))
-        self._runtime.spawn(self._execute(run, response_id), f"run-{response_id}")
+        self._runtime.spawn(self._execute(run, response_id, admitted.leave_at), f"run-{response_id}")
         return run
 
-    async def _execute(self, run: ForegroundRun, response_id: str) -> None:
+    async def _execute(self, run: ForegroundRun, response_id: str, leave_at: float) -> None:
         # The platform would end the whole process at its time limit, and with it this run (R13).
-        time_limit = asyncio.get_running_loop().call_later(self._runtime.settings.handover_after, run.hand_over)
+        time_limit = asyncio.get_running_loop().call_at(leave_at, run.hand_over)
         try:
             await run.execute()
         finally:

@@ -42,6 +42,9 @@ _FRAMES_AHEAD = 64
 _FRAMES_AHEAD_OF_END = 1024
 """Frames the handler may be ahead of the client; the latter once it was told to end, which it must be free to do."""
 
+_FAREWELL = 10.0
+"""Seconds in which the client may read what is left of a run that ended at the platform's time limit."""
+
 
 class ForegroundRun:
     """Executes one foreground response; `execute` is the engine's task, the readers are the endpoint's."""
@@ -84,6 +87,8 @@ class ForegroundRun:
         self._recorded = loop.create_future() if stored.is_stored and self._turn is None else None
         self._muted = False
         self._last_sent = -1
+        self._leave_at = loop.time() + runtime.settings.handover_after
+        self._over_at = 0.0
 
     @property
     def worker_id(self) -> str:
@@ -128,10 +133,19 @@ class ForegroundRun:
         return await asyncio.shield(self._result)
 
     async def frames(self) -> AsyncGenerator[bytes]:
-        """The stream, ending with its terminal event; an error before the first event is one `error` event."""
+        """The stream, ending with its terminal event; an error before the first event is one `error` event.
+
+        It may end before, for a client too slow to be told the end before the platform ends the process (R13).
+        """
         while (frame := await self._frames.get()) is not None:
             self._room.set()
             yield frame
+            if self._is_overdue():
+                return
+
+    def _is_overdue(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        return bool(self._over_at) and now >= max(self._leave_at, self._over_at + _FAREWELL)
 
     # -- execution --------------------------------------------------------------------------------------------------
 
@@ -335,5 +349,6 @@ class ForegroundRun:
             self._result.exception()  # looked at: a client that streams never asks for it
 
     def _end_frames(self) -> None:
+        self._over_at = asyncio.get_running_loop().time()
         if not self._gone.done():
             self._frames.put_nowait(None)

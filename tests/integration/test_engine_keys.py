@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from protocol.aio import ResponseEventStream
 from protocol.errors import ApiError, ConversationLocked
 from resilience.context import ResponseContext
 from resilience.options import ResponsesServerOptions
@@ -22,6 +23,9 @@ LOCKING = ResponsesServerOptions(resilient_background=True)
 
 LARGE = "x" * 40_000
 """Enough for a request that is stored beside its row."""
+
+TIME_LIMIT = 1_800.0
+"""Seconds after which the platform would end the whole process."""
 
 type Json = dict[str, Any]
 
@@ -166,3 +170,28 @@ async def test_a_repeated_request_leaves_nothing_of_its_own_behind() -> None:
             assert (await ask(host, {"input": LARGE}))["id"] == made["id"]
         await hosts.quiet()
         assert await hosts.storage.driver.list_blobs("payloads", "") == stored
+
+
+async def test_a_run_that_waited_for_its_key_leaves_before_the_platform_ends_its_process() -> None:
+    entries = 0
+
+    async def refuse_late_once(request: Any, context: ResponseContext, signal: asyncio.Event) -> AsyncIterator[Any]:
+        nonlocal entries
+        entries += 1
+        if entries == 1:
+            await asyncio.sleep(1_000)
+            raise ValueError("no")
+        stream = ResponseEventStream(response_id=context.response_id, request=request)
+        yield stream.emit_created()
+        await asyncio.sleep(10_000)
+
+    async with fleet(refuse_late_once) as hosts:
+        host = hosts.host(queues=False)
+        first = asyncio.ensure_future(host.create({"input": "hi"}, idempotency_key="k"))
+        await until(lambda: entries == 1)
+        began = asyncio.get_running_loop().time()
+        second = await host.create({"input": "hi"}, idempotency_key="k")
+        with pytest.raises(Exception, match="no"):
+            await first
+        assert (second["status"], entries) == ("failed", 2)
+        assert asyncio.get_running_loop().time() - began < TIME_LIMIT

@@ -3,9 +3,11 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from resilience.options import ResponsesServerOptions
-from storage.seam import Moment
-from tests.support.engines import PRINCIPAL, Fleet, Host, background, fleet
+from storage.seam import Fault, Moment
+from tests.support.engines import PRINCIPAL, Fleet, Host, background, fleet, until
 from tests.support.handlers import Teller, text_of
 from tests.support.invariants import check_response
 from tests.support.virtual_time import VirtualTimeLoop
@@ -107,3 +109,21 @@ async def test_claim_made_again_during_a_drain_is_handed_over_too() -> None:
         await asyncio.wait_for(first.inside(first.engine.drain()), 3 * GRACE)
         await first.crash()
         assert (await hosts.finished(response_id, seconds=120)).status == "completed"
+
+
+@pytest.mark.parametrize("store", [True, False])
+async def test_a_foreground_run_that_begins_while_the_process_leaves_ends_within_the_grace(store: bool) -> None:
+    never = asyncio.Event()
+    async with fleet(Teller(3, hold=(1, never))) as hosts:
+        host = hosts.host()
+        first = asyncio.ensure_future(host.create({"input": "first"}))
+        await until(lambda: len(hosts.entries) == 1)
+        host.seam.inject(Fault(operation="*.read", kind="delay", delay=3.0, times=1))
+        second = asyncio.ensure_future(host.create({"input": "second", "conversation": "c", "store": store}))
+        await asyncio.sleep(1)
+        async with asyncio.timeout(30):
+            await host.inside(host.engine.drain())
+            told = [await first, await second]
+        for response in told:
+            assert response["status"] == "failed"
+            assert response["error"]["additionalInfo"] == {"shutdown_reason": "grace_exhausted"}

@@ -10,6 +10,7 @@ from protocol.aio import ResponseEventStream
 from resilience.context import ResponseContext
 from resilience.options import ResponsesServerOptions
 from tests.support.engines import Reader, fleet
+from tests.support.handlers import Teller
 from tests.support.stream_oracle import assert_whole
 from tests.support.virtual_time import VirtualTimeLoop
 
@@ -22,6 +23,9 @@ LITTLE, MUCH, TOO_MUCH = 57, 500, 5_000
 """Words of an answer of which only the last events do not fit into the frames that a handler may be ahead; of one that
 fits into those it may be ahead once it has to end; of one that does not.
 """
+
+TIME_LIMIT = 1_800.0
+"""Seconds after which the platform would end the whole process."""
 
 STEERABLE = ResponsesServerOptions(resilient_background=True, steerable_conversations=True)
 
@@ -72,7 +76,7 @@ async def test_a_stalled_client_does_not_hold_up_the_time_limit() -> None:
 async def test_a_stalled_client_does_not_hold_up_a_drain_and_is_told_when_it_reads_on() -> None:
     async with fleet(talk) as hosts:
         host = hosts.host()
-        reader = await host.stream({"input": f"{TOO_MUCH}"}, pause=20)
+        reader = await host.stream({"input": f"{TOO_MUCH}"}, pause=1)
         response_id = await reader.response_id()
         async with asyncio.timeout(30):
             await host.inside(host.engine.drain())
@@ -116,3 +120,23 @@ async def test_a_handler_does_not_run_far_ahead_of_its_client() -> None:
             await reader.until(frames)
             assert frames < said < frames + 70
         await assert_read_in_the_end(reader, "completed")
+
+
+@pytest.mark.parametrize("store", [True, False])
+async def test_a_slow_foreground_reader_leaves_before_the_platform_ends_its_process(store: bool) -> None:
+    async with fleet(Teller(400)) as hosts:
+        loop_time = asyncio.get_running_loop().time
+        began = loop_time()
+        reader = await hosts.host().stream({"input": "hi", "store": store}, pause=25)
+        response_id = await reader.response_id()
+        await reader.whole(seconds=100_000)
+        assert loop_time() - began < TIME_LIMIT
+        if store:
+            assert (await hosts.finished(response_id)).status == "completed"
+
+
+async def test_a_foreground_reader_that_keeps_up_is_told_the_end_at_the_time_limit() -> None:
+    async with fleet(Teller(4_000, pause=1.0)) as hosts:
+        reader = await hosts.host().stream({"input": "hi"})
+        await reader.whole(seconds=TIME_LIMIT)
+        assert assert_whole(reader.events)["status"] == "failed"
