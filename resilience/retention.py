@@ -14,7 +14,14 @@ from resilience.placement import tenant_in
 from resilience.response_row import read_row
 from resilience.runtime import Runtime
 from storage.chains import own_chain_key
-from storage.errors import ChainMoved, MalformedRecord, NotFound, PreconditionFailed
+from storage.errors import (
+    ChainMoved,
+    MalformedRecord,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+    StorageUnavailable,
+)
 from storage.expiry import Due, StoredResponse
 from storage.rows import ResponseRow
 
@@ -58,6 +65,11 @@ async def _expire(runtime: Runtime, response: StoredResponse) -> bool:
         return await _delete_ended(runtime, response)
     except MalformedRecord:  # by a newer version, or damaged: the others must not wait for it
         _log.exception("response %s: its row, its chain or its key cannot be read", response.id)
+        return False
+    except StorageUnavailable:
+        raise  # that is not about this response
+    except StorageError:  # a blob that the account protects, say
+        _log.exception("response %s: storage refuses to delete it", response.id)
         return False
 
 

@@ -17,8 +17,8 @@ from resilience.record import RequestRecord
 from resilience.rows import first_row
 from storage.chains import own_chain_key
 from storage.connection import Storage
-from storage.driver import CONTAINERS, EXPIRY, IDEMPOTENCY, RESPONSES, TABLES
-from storage.errors import StorageUnavailable
+from storage.driver import CONTAINERS, EXPIRY, IDEMPOTENCY, RESPONSES, TABLES, StorageDriver
+from storage.errors import StorageError, StorageRejected, StorageUnavailable
 from storage.expiry import StoredResponse
 from storage.log import segment_name
 from storage.memory import MemoryDriver
@@ -215,3 +215,44 @@ async def test_ten_thousand_expired_responses_are_deleted_in_bounded_batches_and
         assert await expire_all(host) <= 12
         assert left(hosts) == {}
         assert EXPIRY not in left(hosts)
+
+
+class Protecting:
+    """A line to an account that protects some blobs: a legal hold, a snapshot that somebody took."""
+
+    def __init__(self, inner: StorageDriver, protected: set[str]) -> None:
+        self._inner = inner
+        self._protected = protected
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def delete_blob(self, container: str, name: str) -> None:
+        if any(each in name for each in self._protected):
+            raise StorageRejected(409)
+        await self._inner.delete_blob(container, name)
+
+
+async def test_what_storage_refuses_to_delete_of_one_response_does_not_keep_the_others_and_is_tried_again() -> None:
+    protected: set[str] = set()
+    async with fleet(Teller(1)) as hosts:
+
+        def line(inner: StorageDriver) -> StorageDriver:
+            protecting: Any = Protecting(inner, protected)
+            return protecting  # type: ignore[no-any-return]
+
+        host = hosts.host(queues=False, retention_days=1.5 / 24, line=line)
+        kept = (await host.create({"input": LARGE}))["id"]
+        await asyncio.sleep(HOUR)
+        other = (await host.create({"input": LARGE}))["id"]
+        await hosts.quiet()
+        protected.add(kept)
+        for _ in range(4):
+            await asyncio.sleep(HOUR)
+            with suppress(StorageError):
+                await host.inside(host.engine.expire())
+        await check_nothing_left(hosts.storage, PRINCIPAL, other, expired=True)
+        protected.clear()
+        await asyncio.sleep(3.1 * HOUR)
+        await host.inside(host.engine.expire())
+        await check_nothing_left(hosts.storage, PRINCIPAL, kept, expired=True)
