@@ -1,8 +1,8 @@
 """Accepting a background response: recorded before it is answered (R1).
 
-The start message is sent and the log created first, the row is inserted last: the row is what makes the response
-exist. So no row lacks a message, and no answered id lacks a row. A crash in between leaves a message without a row,
-which its receiver drops, with the empty log.
+The start message is sent first, then request and log are stored, and the row is inserted last: the row is what makes
+the response exist. So no row lacks a message, and no answered id lacks a row. A crash in between leaves a message
+without a row, which its receiver drops, with the request and the empty log: nothing else leads to them yet.
 
 *Eager start.* A process that serves the queue function too inserts the row as its own: claimed, at generation 1,
 with the lease acquired and the run open in its ledger before. Its own start message attaches to the run when it
@@ -104,13 +104,8 @@ async def _record(
     runtime: Runtime, key: str, record: RequestRecord, disposition: Disposition, turn: Joining | None
 ) -> ResponseRow:
     began = asyncio.get_running_loop().time()
-    prepared, sent = await asyncio.gather(
-        _prepare(runtime, key, record, disposition),
-        _send_start(runtime, key, record, turn),
-        return_exceptions=True,
-    )
-    accepted = await _insert(runtime, _first_good(prepared, sent), record, turn, began)
-    return accepted.row
+    row = await _prepare(runtime, key, record, disposition, turn)
+    return (await _insert(runtime, row, record, turn, began)).row
 
 
 async def accept_and_own(
@@ -129,14 +124,13 @@ async def accept_and_own(
     opening = asyncio.ensure_future(runtime.worker.open(background_entry(key, record.response_id)))
     worker_id = ""
     try:
-        prepared, opened, sent = await asyncio.gather(
-            _prepare(runtime, key, record, disposition, lease_id=str(uuid.uuid4())),
+        prepared, opened = await asyncio.gather(
+            _prepare(runtime, key, record, disposition, turn, lease_id=str(uuid.uuid4())),
             opening,
-            _send_start(runtime, key, record, turn),
             return_exceptions=True,
         )
         worker_id = opened if isinstance(opened, str) else ""
-        row = replace(_first_good(prepared, opened, sent), owner=worker_id)
+        row = replace(_both_good(prepared, opened), owner=worker_id)
         accepted = await _insert(runtime, row, record, turn, began)
     except ApiError:
         close_run(runtime, worker_id, record.response_id)
@@ -186,25 +180,28 @@ async def _join(runtime: Runtime, key: str, record: RequestRecord, disposition: 
     return chains.join(await chains.read_for(runtime, key, record), record, options, foreground=foreground)
 
 
-def _first_good(row: ResponseRow | BaseException, *others: object) -> ResponseRow:
-    for outcome in (row, *others):
-        if isinstance(outcome, BaseException):
-            raise outcome
-    assert isinstance(row, ResponseRow)
+def _both_good(row: ResponseRow | BaseException, opened: str | BaseException) -> ResponseRow:
+    if isinstance(row, BaseException):
+        raise row
+    if isinstance(opened, BaseException):
+        raise opened
     return row
 
 
-async def _send_start(runtime: Runtime, key: str, record: RequestRecord, turn: Joining | None) -> None:
-    if turn is None or not turn.waits or bool(record.request.get("stream")) or len(record.to_bytes()) > INLINE_LIMIT:
-        await runtime.storage.work.send_start(tenant_in(key), record.response_id)
-
-
 async def _prepare(
-    runtime: Runtime, key: str, record: RequestRecord, disposition: Disposition, lease_id: str = ""
+    runtime: Runtime,
+    key: str,
+    record: RequestRecord,
+    disposition: Disposition,
+    turn: Joining | None,
+    lease_id: str = "",
 ) -> ResponseRow:
-    """The row to insert, with everything it points to in place; owned if there is a lease id."""
+    """The row to insert, with its start message sent and all it points to in place; owned if there is a lease id."""
     storage = runtime.storage
-    request = await storage.payloads.put(key, record.response_id, "request", record.to_bytes())
+    data = record.to_bytes()
+    if turn is None or not turn.waits or bool(record.request.get("stream")) or len(data) > INLINE_LIMIT:
+        await storage.work.send_start(tenant_in(key), record.response_id)
+    request = await storage.payloads.put(key, record.response_id, "request", data)
     row = first_row(key, record, disposition, request)
     if lease_id:
         row = replace(row, status="in_progress", generation=1, attempt=1, lease_id=lease_id)
