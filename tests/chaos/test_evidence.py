@@ -71,7 +71,7 @@ async def test_the_words_of_the_engine_are_understood(caplog: pytest.LogCaptureF
     """They are no interface: when they change, nothing would be excused any more."""
     caplog.set_level(logging.INFO)
     async with fleet(AGENT) as hosts:
-        one = hosts.host()
+        one = hosts.host(cancel_poll_interval=3600)  # or it could read of the other before it is refused
         script = json.dumps({"count": 6, "delay": 2.0})
         response_id = (await one.create(background(script, stream=True)))["id"]
         await until(lambda: hosts.entries[response_id], "the handler")

@@ -23,7 +23,7 @@ from tests.support.azurite import AzuriteServer
 from tests.support.host import FunctionHost, until
 from tests.support.invariants import View, check_response
 from tests.support.paths import AGENT, Journal, assert_each_phase_once, lifetime_of
-from tests.support.servers import Deployment, body, deployment, eventually, frames_from
+from tests.support.servers import LOOKS_AT_NO_ROW, Deployment, body, deployment, eventually, frames_from
 from tests.support.storage_proxy import Call, KeptBack, StorageProxy
 
 PRINCIPAL = "local"
@@ -92,7 +92,8 @@ async def test_writes_that_arrive_after_another_worker_took_over_change_nothing(
         ids = {name: row.id for name, row in (await rows(storage)).items()}
         known = set(ids.values())
         kept = keep_writes(network, ids)
-        owner = await cluster.start(*WORKER, AzureWebJobsStorage=network.through(azurite.connection_string))
+        behind_proxy = {"AzureWebJobsStorage": network.through(azurite.connection_string)}
+        owner = await cluster.start(*WORKER, **behind_proxy, **LOOKS_AT_NO_ROW)
         assert await until(lambda: all(each.calls for each in kept.values()), PATIENCE_SECONDS), kept
         # Before it is posted: the owner may have received it before its client has the answer.
         kept["ledger"] = network.keep_back(lambda call: is_opening_of_another(call, known))

@@ -15,7 +15,7 @@ from storage.connection import Storage
 from tests.support.azurite import AzuriteServer
 from tests.support.host import FunctionHost, until
 from tests.support.invariants import View, check_response
-from tests.support.servers import Deployment, body, deployment, frames_from, frames_of, reached
+from tests.support.servers import LOOKS_AT_NO_ROW, Deployment, body, deployment, frames_from, frames_of, reached
 from tests.support.turn_journal import read_entries
 
 RECOVERY_SECONDS = 16.0
@@ -45,8 +45,8 @@ async def http(cluster: Deployment) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def worker(cluster: Deployment) -> FunctionHost:
-    return await cluster.start("--only", "queue", "--visibility", str(RETURN_SECONDS))
+async def worker(cluster: Deployment, **settings: str) -> FunctionHost:
+    return await cluster.start("--only", "queue", "--visibility", str(RETURN_SECONDS), **settings)
 
 
 class Client:
@@ -145,7 +145,7 @@ async def test_a_frozen_owner_is_refused_by_storage_in_every_append_and_status_w
 ) -> None:
     # Together no more than `newBatchThreshold` of host.json: only so many are sure to run at once in one worker.
     streams, polls = 10, 6
-    frozen = await worker(cluster)
+    frozen = await worker(cluster, **LOOKS_AT_NO_ROW)
     # The first entry lasts long enough on a busy machine; what comes after the freeze need not.
     streamed = [Client(http, {"count": 150, "delay": 0.2, "delay_again": 0.01}) for _ in range(streams)]
     # Without a log: what the frozen worker tries to write late is their status.

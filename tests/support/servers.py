@@ -21,6 +21,9 @@ FRAGILE = "tests.support.agents.scripted:fragile_app"
 PATIENT = {"RESPONSES_WATCH_VISIBILITY": "30"}
 """For hosts of which none dies unseen: a machine that stands still for some seconds does not make one look dead."""
 
+LOOKS_AT_NO_ROW = {"RESPONSES_CANCEL_POLL_INTERVAL": "3600"}
+"""For a host that is to learn by a refusal that another took over: a look at the row may come first."""
+
 LOG_LENGTH = 30_000
 """Characters of each host's log, from its end, that a failed test shows."""
 
