@@ -71,6 +71,7 @@ class Stamper:
         self._now = now
         self._created = False
         self._open: set[int] = set()
+        self._due: list[Stamped] = []
 
     @property
     def begun(self) -> bool:
@@ -79,7 +80,7 @@ class Stamper:
 
     @property
     def last_sequence(self) -> int:
-        """The number of the last event given out."""
+        """The number of the last event that has one."""
         return self._next - 1
 
     def snapshot(self) -> dict[str, Any]:
@@ -97,38 +98,46 @@ class Stamper:
         if name == "error":
             raise InvalidEvent("an error event is the server's to send")
         if name == CREATED:
-            return self._stamp_created(checked)
-        frames = self._stamp_missing_created(name)
+            self._stamp_created(checked)
+            return self._numbered()
+        self._stamp_missing_created(name)
         if name in TERMINAL:
-            frames += self.close_items()
-            return Ending(frames, self._filled(checked)["response"])
-        return [*frames, self._stamp(self._completed(checked))]
+            self._close_items()
+            outcome = self._filled(checked)["response"]
+            return Ending(self._numbered(), outcome)
+        self._stamp(self._completed(checked))
+        return self._numbered()
 
     def close_items(self) -> list[Stamped]:
         """An ``output_item.done`` for each item that the handler left open: every added item is done (W6)."""
-        items = self._fold.items() if self._open else []
-        open_now = sorted(index for index in self._open if index < len(items))
-        return [
-            self._stamp({"type": ITEM_DONE, "output_index": index, "item": cut_short(items[index])})
-            for index in open_now
-        ]
+        self._close_items()
+        return self._numbered()
 
-    def _stamp_created(self, event: dict[str, Any]) -> list[Stamped]:
+    def _numbered(self) -> list[Stamped]:
+        """The frames that have a number and were not handed out: an invalid event may come behind them (W4)."""
+        frames, self._due = self._due, []
+        return frames
+
+    def _close_items(self) -> None:
+        items = self._fold.items() if self._open else []
+        for index in sorted(index for index in self._open if index < len(items)):
+            self._stamp({"type": ITEM_DONE, "output_index": index, "item": cut_short(items[index])})
+
+    def _stamp_created(self, event: dict[str, Any]) -> None:
         if self._created:
             raise InvalidEvent("response.created came twice")
         self._created = True
-        if self._next > 0:
-            return []  # R7: it stands once; what it would reset is for response.in_progress to say
-        return [self._stamp(self._filled(event))]
+        if self._next == 0:  # R7: it stands once; what it would reset is for response.in_progress to say
+            self._stamp(self._filled(event))
 
-    def _stamp_missing_created(self, name: str) -> list[Stamped]:
+    def _stamp_missing_created(self, name: str) -> None:
         """A recovered handler need not repeat ``response.created``, but it may never have reached the log."""
         if self.begun:
-            return []
+            return
         if not self._recovery:
             raise InvalidEvent(f"the first event is {name}, not response.created")
         self._created = True
-        return [self._stamp({"type": CREATED, "response": begun(self._base)})]
+        self._stamp({"type": CREATED, "response": begun(self._base)})
 
     def _completed(self, event: dict[str, Any]) -> dict[str, Any]:
         if event["type"] in LIFECYCLE_STATUS:
@@ -155,13 +164,12 @@ class Stamper:
             raise InvalidEvent(str(error)) from error
         return {**event, "response": whole}
 
-    def _stamp(self, event: dict[str, Any]) -> Stamped:
+    def _stamp(self, event: dict[str, Any]) -> None:
         frame = sse.encode({**strip_internal(event), "sequence_number": self._next})
         self._fold.apply(event)
         self._note_items(event)
-        sequence = self._next
+        self._due.append(Stamped(self._next, frame, event["type"] in _AT_ONCE))
         self._next += 1
-        return Stamped(sequence, frame, event["type"] in _AT_ONCE)
 
     def _note_items(self, event: dict[str, Any]) -> None:
         name = event["type"]

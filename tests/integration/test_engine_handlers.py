@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from protocol import jsonio
+from protocol import jsonio, sse
 from protocol.aio import ResponseEventStream
 from protocol.errors import ApiError, HandlerRefused
 from resilience.context import ResponseContext
@@ -227,6 +227,30 @@ async def test_an_invalid_event_never_reaches_a_client(mode: str) -> None:
         else:
             failed(result)
         assert CANARY.encode() not in b"".join(frames)
+
+
+@MODE
+async def test_an_invalid_terminal_event_leaves_no_item_open_and_skips_no_number(mode: str) -> None:
+    """W4, W6."""
+
+    async def body(stream: Any, context: Any, signal: Any) -> AsyncIterator[Any]:
+        yield stream.emit_created()
+        yield {
+            "type": "response.output_item.added",
+            "output_index": 0,
+            "item": {"type": "message", "role": "assistant", "content": []},
+        }
+        yield {"type": "response.completed", "response": {"output": [{"type": "function_call"}]}}
+
+    result, frames = await run(body, mode)
+    if mode in ("c1", "c5"):
+        assert isinstance(result, ApiError)
+        return
+    failed(result)
+    if frames:
+        events = [sse.decode(frame) for frame in frames]
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        assert [event["type"] for event in events].count("response.output_item.done") == 1
 
 
 @MODE

@@ -59,6 +59,26 @@ def test_an_invalid_event_takes_no_number() -> None:
     assert decoded(stamp.stamp(lifecycle("in_progress")))[0]["sequence_number"] == 1
 
 
+def test_what_was_numbered_before_an_invalid_event_is_not_lost() -> None:
+    """W4, W6: an open item is closed on account of a terminal event that cannot be used itself."""
+    stamp = stamper()
+    stamp.stamp(lifecycle("created"))
+    stamp.stamp(item())
+    with pytest.raises(InvalidEvent):
+        stamp.stamp(lifecycle("completed", output=[{"type": "function_call"}]))
+    closed = decoded(stamp.close_items())
+    assert [(event["type"], event["sequence_number"]) for event in closed] == [("response.output_item.done", 2)]
+    assert (stamp.last_sequence, stamp.close_items()) == (2, [])
+
+
+def test_a_created_that_was_made_up_for_an_invalid_event_is_not_lost() -> None:
+    stamp = stamper(recovery=True)
+    with pytest.raises(InvalidEvent):
+        stamp.stamp(item("done", 3))
+    assert [event["type"] for event in decoded(stamp.close_items())] == ["response.created"]
+    assert stamp.last_sequence == 0
+
+
 def test_the_handlers_own_numbers_do_not_count() -> None:
     stamp = stamper()
     assert decoded(stamp.stamp({**lifecycle("created"), "sequence_number": 17}))[0]["sequence_number"] == 0
