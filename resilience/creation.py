@@ -304,6 +304,7 @@ class Creation:
             admitted.record,
             admitted.disposition,
             stored,
+            admitted.leave_at,
         )
         if self._draining:
             run.hand_over()  # it was on its way in when the drain began: nobody else would tell it

@@ -56,6 +56,7 @@ class ForegroundRun:
         record: RequestRecord,
         disposition: Disposition,
         stored: ForegroundRecord,
+        leave_at: float,
     ) -> None:
         self._runtime = runtime
         self._record = record
@@ -87,7 +88,7 @@ class ForegroundRun:
         self._recorded = loop.create_future() if stored.is_stored and self._turn is None else None
         self._muted = False
         self._last_sent = -1
-        self._leave_at = loop.time() + runtime.settings.handover_after
+        self._leave_at = leave_at
         self._over_at = 0.0
 
     @property

@@ -9,7 +9,7 @@ import pytest
 from protocol.aio import ResponseEventStream
 from resilience.context import ResponseContext
 from resilience.options import ResponsesServerOptions
-from tests.support.engines import Reader, fleet
+from tests.support.engines import Reader, fleet, until
 from tests.support.handlers import Teller
 from tests.support.stream_oracle import assert_whole
 from tests.support.virtual_time import VirtualTimeLoop
@@ -133,6 +133,29 @@ async def test_a_slow_foreground_reader_leaves_before_the_platform_ends_its_proc
         assert loop_time() - began < TIME_LIMIT
         if store:
             assert (await hosts.finished(response_id)).status == "completed"
+
+
+async def test_the_time_limit_of_a_slow_reader_counts_from_its_request_though_that_waited_for_its_key() -> None:
+    entries = 0
+
+    async def refuse_late_once(request: Any, context: ResponseContext, signal: asyncio.Event) -> AsyncIterator[Any]:
+        nonlocal entries
+        entries += 1
+        if entries == 1:
+            await asyncio.sleep(1_000)
+            raise ValueError("no")
+        async for event in Teller(400)(request, context, signal):
+            yield event
+
+    async with fleet(refuse_late_once) as hosts:
+        host = hosts.host()
+        loop_time = asyncio.get_running_loop().time
+        await host.stream({"input": "hi"}, idempotency_key="k")
+        await until(lambda: entries == 1)
+        began = loop_time()
+        second = await host.stream({"input": "hi"}, idempotency_key="k", pause=25)
+        await second.whole(seconds=FOR_EVER)
+        assert loop_time() - began < TIME_LIMIT
 
 
 async def test_a_foreground_reader_that_keeps_up_is_told_the_end_at_the_time_limit() -> None:

@@ -379,9 +379,10 @@ class Host:
         pause: float = 0.0,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
+        idempotency_key: str = "",
     ) -> Reader:
         """``POST /responses`` with ``stream``; `pause` seconds after each frame make a slow reader."""
-        call = _call({**body, "stream": True}, principal, headers, query)
+        call = replace(_call({**body, "stream": True}, principal, headers, query), idempotency_key=idempotency_key)
         return Reader(self, await self.inside(self.engine.create_stream(call)), pause)
 
     async def replay(
