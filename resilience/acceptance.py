@@ -21,8 +21,9 @@ from typing import Any
 
 from protocol import jsonio
 from protocol.errors import ApiError
-from protocol.response import TERMINAL_STATUSES, fill_response
+from protocol.response import fill_response
 from resilience import chain as chains
+from resilience.abandonment import abandon
 from resilience.chain import Joining
 from resilience.dispatch import Disposition
 from resilience.handler_entry import answer_to
@@ -31,25 +32,29 @@ from resilience.idempotency import RequestKey
 from resilience.log_end import EMPTY
 from resilience.ownership import Ownership
 from resilience.placement import tenant_in
-from resilience.predecessor import undeleted_before
 from resilience.record import RequestRecord
-from resilience.response_row import read_row
+from resilience.remains import remove_blobs
+from resilience.retry import patiently
 from resilience.rows import first_row
 from resilience.run_context import context_of
 from resilience.run_entries import ForegroundEntry, background_entry, close_run
 from resilience.runtime import Runtime
 from storage.chains import ChainRow
-from storage.errors import AlreadyExists, ChainMoved, NotFound, PreconditionFailed, StorageError, StorageUnavailable
+from storage.errors import AlreadyExists, ChainMoved, PreconditionFailed, StorageError, StorageUnavailable
 from storage.log import segment_name
-from storage.payloads import INLINE_LIMIT
+from storage.payloads import INLINE_LIMIT, StoredPayload
 from storage.rows import ResponseRow, Segment
 
 _log = logging.getLogger("resilience.acceptance")
 
-ABANDON_RETRY_SECONDS = 5.0
-
 SLOW_ACCEPTANCE = 10.0
 """Seconds after which the start message may have been given up for lack of a row, and is sent again."""
+
+_NO_REQUEST = StoredPayload(inline=b"")
+
+
+class InsertUnanswered(StorageUnavailable):
+    """Nobody knows whether the row of this response is there, or will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +81,35 @@ async def _record_or_abandon(
 ) -> ResponseRow:
     try:
         return await _record(runtime, key, record, disposition, turn)
+    except AlreadyExists:
+        return await _as_accepted(runtime, key, record)
     except (ApiError, StorageError, asyncio.CancelledError) as error:
-        fence = turn is not None and _continues(record) and not isinstance(error, ApiError)
-        abandoning = _abandon(runtime, key, record.response_id, fence=fence)
-        runtime.spawn(abandoning, f"abandoning-{record.response_id}")
+        _abandon_soon(runtime, first_row(key, record, disposition, _NO_REQUEST), error)
         raise
+
+
+async def _as_accepted(runtime: Runtime, key: str, record: RequestRecord) -> ResponseRow:
+    """The row under an id that was drawn for this very request, and that nobody else knows: it is ours.
+
+    The reply to its insert was lost, and somebody has claimed it since. What came of it is not for this answer (B10).
+    """
+    async for attempt in patiently(runtime.settings.finish_patience):
+        with attempt:
+            row = await runtime.storage.rows.read(key, record.response_id)
+            return replace(row, status="in_progress" if row.generation else "queued", snapshot=None)
+    raise AssertionError("unreachable: tenacity returns or raises")
+
+
+def _abandon_soon(
+    runtime: Runtime,
+    wanted: ResponseRow,
+    error: BaseException,
+    worker_id: str = "",
+    request_key: RequestKey | None = None,
+) -> None:
+    unanswered = isinstance(error, InsertUnanswered | asyncio.CancelledError)
+    abandoning = abandon(runtime, wanted, worker_id, request_key=request_key, unanswered=unanswered)
+    runtime.spawn(abandoning, f"abandoning-{wanted.id}")
 
 
 async def accept_again(runtime: Runtime, key: str, record: RequestRecord, disposition: Disposition) -> ResponseRow:
@@ -135,12 +164,13 @@ async def accept_and_own(
     except ApiError:
         close_run(runtime, worker_id, record.response_id)
         raise
-    except (StorageError, asyncio.CancelledError):  # the latter: the request was ended, and with it what it began
+    except AlreadyExists:  # this worker was declared dead, and another has claimed the run
+        close_run(runtime, worker_id, record.response_id)
+        return await _as_accepted(runtime, key, record)
+    except (StorageError, asyncio.CancelledError) as error:  # the latter: the request was ended, and what it began
         if opening.done() and not opening.cancelled() and opening.exception() is None:
             worker_id = opening.result()
-        fence = turn is not None and _continues(record)
-        abandoning = _abandon(runtime, key, record.response_id, worker_id, fence=fence)
-        runtime.spawn(abandoning, f"abandoning-{record.response_id}")
+        _abandon_soon(runtime, first_row(key, record, disposition, _NO_REQUEST), error, worker_id)
         raise
     if not accepted.row.owner:  # meanwhile others joined: it waits
         close_run(runtime, worker_id, record.response_id)
@@ -163,11 +193,8 @@ async def join_foreground(
         return await _insert(runtime, row, record, turn, asyncio.get_running_loop().time())
     except AlreadyExists as error:  # this worker was declared dead, and the turn with it
         raise StorageUnavailable from error
-    except (StorageError, asyncio.CancelledError):
-        abandoning = _abandon(
-            runtime, key, record.response_id, entry.worker_id, request_key=request_key, fence=_continues(record)
-        )
-        runtime.spawn(abandoning, f"abandoning-{record.response_id}")
+    except (StorageError, asyncio.CancelledError) as error:
+        _abandon_soon(runtime, row, error, entry.worker_id, request_key)
         raise
 
 
@@ -223,7 +250,10 @@ async def _insert(
         accepted = await insert(runtime, row, record, turn, mark)
     except StorageUnavailable:
         # The outcome is unknown: the same mark tells an insert that did happen from one that did not.
-        accepted = await insert(runtime, row, record, turn, mark)
+        try:
+            accepted = await insert(runtime, row, record, turn, mark)
+        except StorageUnavailable as error:
+            raise InsertUnanswered from error
     if accepted.row.background and asyncio.get_running_loop().time() - began > SLOW_ACCEPTANCE:
         await _send_again(runtime, accepted.row)
     return accepted
@@ -314,78 +344,3 @@ async def _accepted_snapshot(runtime: Runtime, row: ResponseRow, record: Request
 
 async def _send_again(runtime: Runtime, row: ResponseRow) -> None:
     await runtime.storage.work.send_start(tenant_in(row.partition_key), row.id)
-
-
-def _continues(record: RequestRecord) -> bool:
-    """True if others may come behind it in a chain that they know already."""
-    return bool(record.conversation or record.previous_response_id)
-
-
-async def _abandon(
-    runtime: Runtime,
-    key: str,
-    response_id: str,
-    worker_id: str = "",
-    *,
-    request_key: RequestKey | None = None,
-    fence: bool = False,
-) -> None:
-    """Undo what there is of a response whose client was told that there is none; its id was never given out.
-
-    Until that is certain it stays open in the ledger: should this process die before, it is run, to nobody's harm.
-    """
-    while True:
-        try:
-            row = await read_row(runtime.storage, key, response_id)
-            if row is not None and _runs(runtime, row, worker_id):
-                await asyncio.sleep(ABANDON_RETRY_SECONDS)  # one handler at a time: its turn is over when it is
-                continue
-            if row is not None and row.turn:
-                await _leave_chain(runtime, row)
-            elif row is not None:
-                await runtime.storage.rows.delete(row)
-            elif fence:
-                # An insert that storage may still carry out is refused from here on: nobody would run that turn.
-                await runtime.storage.chains.replace(await runtime.storage.chains.read(key))
-                fence = False
-                continue
-            await remove_blobs(runtime, key, response_id)
-            if request_key is not None:
-                await request_key.release(response_id)
-            break
-        except (StorageUnavailable, PreconditionFailed, ChainMoved):
-            await asyncio.sleep(ABANDON_RETRY_SECONDS)
-        except NotFound:
-            continue
-    # A write of ours, of which we heard nothing, may have made another turn the active one.
-    await chains.revive_stubbornly(runtime, key, response_id)
-    if worker_id:
-        close_run(runtime, worker_id, response_id)
-
-
-def _runs(runtime: Runtime, row: ResponseRow, worker_id: str) -> bool:
-    """True if somebody has claimed it already."""
-    owned = row.owner not in ("", worker_id) or row.id in runtime.running
-    return owned and row.status not in TERMINAL_STATUSES
-
-
-async def _leave_chain(runtime: Runtime, row: ResponseRow) -> None:
-    chain = await runtime.storage.chains.read(row.partition_key)
-    if chain.turn(row.id) is None:  # somebody ran it to its end
-        left = chain.continued_from(await undeleted_before(runtime, row), instead_of=row.id)
-    else:
-        left = chain.without_trace(row.id)
-    await runtime.storage.chains.delete_row(row, left)
-
-
-async def remove_blobs(runtime: Runtime, key: str, response_id: str) -> bool:
-    """Delete what lies beside a row that is not there or marks a deletion (V10); what is gone already is fine.
-
-    False if there is a response after all.
-    """
-    row = await read_row(runtime.storage, key, response_id)
-    if row is not None and not row.deleted:
-        return False
-    await runtime.storage.log.delete_all(key, response_id)
-    await runtime.storage.payloads.delete_all(key, response_id)
-    return True

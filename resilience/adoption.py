@@ -32,12 +32,12 @@ from typing import Any
 
 from protocol import jsonio
 from protocol.response import failed
-from resilience.acceptance import remove_blobs
 from resilience.chain import revive, start_active, takes_part
 from resilience.dispatch import Disposition
 from resilience.incarnation import responses_in
 from resilience.placement import tenant_in
 from resilience.record import MalformedRecord, RequestRecord
+from resilience.remains import remove_blobs
 from resilience.response_row import OwnershipLost, read_row, replace_with_chain
 from resilience.rows import first_row, is_unseen
 from resilience.run_entries import BACKGROUND, FOREGROUND

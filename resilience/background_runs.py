@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from resilience import acceptance, chain
-from resilience.acceptance import remove_blobs
 from resilience.background_run import BackgroundRun, RunEnd
 from resilience.claim import ClaimRequest, Declined, Reason, claim, is_alive
 from resilience.dispatch import Disposition
@@ -21,6 +20,7 @@ from resilience.log_repair import complete_log
 from resilience.ownership import Ownership
 from resilience.placement import tenant_in
 from resilience.record import MalformedRecord, RequestRecord
+from resilience.remains import remove_blobs
 from resilience.response_row import has_log
 from resilience.retry import STORAGE_RETRY_SECONDS
 from resilience.run_entries import background_entry, close_run

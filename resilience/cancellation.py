@@ -16,10 +16,10 @@ from typing import Any
 from protocol import jsonio
 from protocol.errors import CannotCancel, ResponseDeleted, ResponseNotFound
 from protocol.response import TERMINAL_STATUSES, cancelled, strip_internal
-from resilience.acceptance import remove_blobs
 from resilience.chain import start_active
 from resilience.log_repair import complete_log
 from resilience.placement import tenant_in
+from resilience.remains import remove_blobs
 from resilience.response_row import OwnershipLost, read_row, replace_row, replace_with_chain
 from resilience.rows import is_unseen
 from resilience.runtime import Runtime

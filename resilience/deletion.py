@@ -4,19 +4,17 @@ A cleanup message is sent before: whoever receives it and meets the marker delet
 """
 
 import asyncio
-from dataclasses import replace
 from functools import partial
 
 from protocol.errors import CannotDeleteInFlight, ResponseNotFound
 from protocol.response import TERMINAL_STATUSES
-from resilience.acceptance import remove_blobs
 from resilience.placement import tenant_in
 from resilience.predecessor import undeleted_before
+from resilience.remains import remove_blobs
 from resilience.response_row import OwnershipLost, read_row, replace_row, replace_with_chain
-from resilience.rows import is_unseen
+from resilience.rows import deletion_marker, is_unseen
 from resilience.runtime import Runtime
 from storage.chains import ChainRow, own_chain_key
-from storage.payloads import StoredPayload
 from storage.rows import ResponseRow
 
 _CLEAN_UP_DELAY = 5.0
@@ -42,7 +40,7 @@ async def delete(runtime: Runtime, key: str, response_id: str) -> None:
         if row.turn:
             await _mark_in_chain(runtime, row)
         else:
-            await replace_row(runtime.storage, _marker(row), runtime.settings.finish_patience)
+            await replace_row(runtime.storage, deletion_marker(row), runtime.settings.finish_patience)
             await runtime.storage.chains.delete(key, own_chain_key(response_id))
     except OwnershipLost as lost:  # deleted by another at this moment
         raise ResponseNotFound(response_id) from lost
@@ -66,7 +64,7 @@ async def _mark_in_chain(runtime: Runtime, row: ResponseRow) -> None:
         before = await undeleted_before(runtime, row) if _is_continued(seen, row.id) else ""
         forget = partial(_forget, seen, row.id, before)
         try:
-            await replace_with_chain(runtime.storage, _marker(row), forget, patience, known=seen)
+            await replace_with_chain(runtime.storage, deletion_marker(row), forget, patience, known=seen)
         except _Outdated:
             continue
         return
@@ -81,17 +79,3 @@ def _forget(seen: ChainRow, response_id: str, before: str, chain: ChainRow) -> C
 def _is_continued(chain: ChainRow, response_id: str) -> bool:
     """True if a turn that came, or may come, follows this one."""
     return response_id in (chain.last, *(turn.previous for turn in chain.unfinished))
-
-
-def _marker(row: ResponseRow) -> ResponseRow:
-    return replace(
-        row,
-        deleted=True,
-        lease_id="",
-        segments=(),
-        error_code="",
-        conversation="",
-        principal="",
-        request=StoredPayload(inline=b""),
-        snapshot=None,
-    )

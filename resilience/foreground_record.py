@@ -18,11 +18,11 @@ from typing import Any
 from protocol import jsonio
 from protocol.response import TERMINAL_STATUSES, failed
 from resilience import chain as chains
-from resilience.acceptance import remove_blobs
 from resilience.dispatch import Disposition
 from resilience.idempotency import RequestKey
 from resilience.outcome import GENERIC_FAILURE
 from resilience.record import RequestRecord
+from resilience.remains import remove_blobs
 from resilience.response_row import OwnershipLost, read_row, replace_row, replace_with_chain
 from resilience.retry import STORAGE_RETRY_SECONDS, patiently
 from resilience.rows import first_row

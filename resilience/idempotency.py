@@ -98,8 +98,8 @@ class RequestKey:
         pause = _FIRST_LOOK
         while True:
             row = await read_row(self._runtime.storage, key, response_id)
-            if row is not None and is_unseen(row):
-                row = None
+            if row is not None and (is_unseen(row) or row.request_key != self._hash):
+                row = None  # the latter: it was given up, and only marks its place
             if row is not None or loop_time() >= give_up_at:
                 return row
             await asyncio.sleep(pause)

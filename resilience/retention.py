@@ -9,8 +9,8 @@ as its first worker left it, and goes that much earlier.
 import logging
 
 from protocol.response import TERMINAL_STATUSES
-from resilience.acceptance import remove_blobs
 from resilience.placement import tenant_in
+from resilience.remains import remove_blobs
 from resilience.response_row import read_row
 from resilience.runtime import Runtime
 from storage.chains import own_chain_key

@@ -1,7 +1,9 @@
-"""The first row of a response, made from its record: by acceptance, by a foreground run at its end.
+"""The first row of a response, made from its record, and the last one, which says that it was deleted.
 
-Or by whoever finds it dead.
+The first one is made by acceptance, by a foreground run at its end, or by whoever finds that run dead.
 """
+
+from dataclasses import replace
 
 from protocol.response import TERMINAL_STATUSES
 from resilience.dispatch import Disposition
@@ -27,6 +29,21 @@ def first_row(
         principal=record.principal,
         request_key=record.request_key,
         request=request,
+    )
+
+
+def deletion_marker(row: ResponseRow) -> ResponseRow:
+    """The row that says that a response was deleted, and nothing of what was in it (V10)."""
+    return replace(
+        row,
+        deleted=True,
+        lease_id="",
+        segments=(),
+        error_code="",
+        conversation="",
+        principal="",
+        request=StoredPayload(inline=b""),
+        snapshot=None,
     )
 
 

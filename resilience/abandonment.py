@@ -1,0 +1,100 @@
+"""Taking back a response whose client was told that there is none; its id was never given out.
+
+What there is of it goes. An insert of its row that got no answer may still be carried out by storage, long after
+everybody here gave it up: such a row would name a worker that knows nothing of it, and be in flight for ever. So where
+an insert is unanswered, the row's place is taken by a deletion marker, which refuses that insert whenever it comes;
+retention removes the marker.
+
+Until all is done the response stays open in the ledger of its worker: should this process die before, it is run, to
+nobody's harm.
+"""
+
+import asyncio
+from dataclasses import replace
+
+from protocol.response import TERMINAL_STATUSES
+from resilience import chain as chains
+from resilience.idempotency import RequestKey
+from resilience.predecessor import undeleted_before
+from resilience.remains import remove_blobs
+from resilience.response_row import read_row
+from resilience.rows import deletion_marker
+from resilience.run_entries import close_run
+from resilience.runtime import Runtime
+from storage.errors import AlreadyExists, ChainMoved, NotFound, PreconditionFailed, StorageUnavailable
+from storage.expiry import StoredResponse
+from storage.rows import ResponseRow
+
+_RETRY_SECONDS = 5.0
+
+
+async def abandon(
+    runtime: Runtime,
+    wanted: ResponseRow,
+    worker_id: str = "",
+    *,
+    request_key: RequestKey | None = None,
+    unanswered: bool,
+) -> None:
+    """Undo what there is of a response.
+
+    Args:
+        wanted: Its row, as it would have been.
+        worker_id: The worker whose ledger has it open; "" for none.
+        request_key: The key that stands for it; it is released.
+        unanswered: An insert of its row may still be carried out.
+    """
+    key, response_id = wanted.partition_key, wanted.id
+    while True:
+        try:
+            if await _is_withdrawn(runtime, wanted, worker_id, unanswered=unanswered):
+                await remove_blobs(runtime, key, response_id)
+                if request_key is not None:
+                    await request_key.release(response_id)
+                break
+            await asyncio.sleep(_RETRY_SECONDS)
+        except (StorageUnavailable, PreconditionFailed, ChainMoved):
+            await asyncio.sleep(_RETRY_SECONDS)
+        except (AlreadyExists, NotFound):
+            continue  # the row came, or went, at this moment
+    # A write of ours, of which we heard nothing, may have made another turn the active one.
+    await chains.revive_stubbornly(runtime, key, response_id)
+    if worker_id:
+        close_run(runtime, worker_id, response_id)
+
+
+async def _is_withdrawn(runtime: Runtime, wanted: ResponseRow, worker_id: str, *, unanswered: bool) -> bool:
+    """Take its row away; false while somebody runs it: one handler at a time, its turn is over when that is."""
+    row = await read_row(runtime.storage, wanted.partition_key, wanted.id)
+    if row is not None and _runs(runtime, row, worker_id):
+        return False
+    if row is not None and row.turn:
+        await _leave_chain(runtime, row)  # which refuses an insert, too, that was made for the chain as it was
+    elif unanswered:
+        await _fence(runtime, wanted if row is None else row)
+    elif row is not None:
+        await runtime.storage.rows.delete(row)
+    return True
+
+
+async def _fence(runtime: Runtime, row: ResponseRow) -> None:
+    if not row.deleted:
+        # Not under its key: who repeats the request is not told of a deletion, but makes it anew.
+        marker = replace(deletion_marker(row), status="failed", request_key="")
+        await (runtime.storage.rows.replace(marker) if row.etag else runtime.storage.rows.insert(marker))
+    await runtime.storage.expiry.note(runtime.now(), [StoredResponse(row.partition_key, row.id)])
+
+
+def _runs(runtime: Runtime, row: ResponseRow, worker_id: str) -> bool:
+    """True if somebody has claimed it already."""
+    owned = row.owner not in ("", worker_id) or row.id in runtime.running
+    return owned and row.status not in TERMINAL_STATUSES
+
+
+async def _leave_chain(runtime: Runtime, row: ResponseRow) -> None:
+    chain = await runtime.storage.chains.read(row.partition_key)
+    if chain.turn(row.id) is None:  # somebody ran it to its end
+        left = chain.continued_from(await undeleted_before(runtime, row), instead_of=row.id)
+    else:
+        left = chain.without_trace(row.id)
+    await runtime.storage.chains.delete_row(row, left)

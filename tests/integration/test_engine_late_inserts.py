@@ -1,0 +1,145 @@
+"""The insert of a response's row whose reply comes too late, or that storage carries out after it was given up (R1)."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import pytest
+
+from protocol.errors import ConversationNotFound
+from resilience import conversations
+from resilience.options import ResponsesServerOptions
+from storage.driver import RESPONSES, StorageDriver
+from storage.errors import StorageError, StorageUnavailable
+from storage.seam import Fault
+from tests.integration.test_engine_retention import HOUR, HOURS, expire_all
+from tests.support.engines import PRINCIPAL, background, fleet
+from tests.support.handlers import Teller
+from tests.support.turns import Turns
+from tests.support.virtual_time import VirtualTimeLoop
+
+EVENT_LOOP = VirtualTimeLoop
+
+LOCKING = ResponsesServerOptions(resilient_background=True)
+STEERABLE = ResponsesServerOptions(resilient_background=True, steerable_conversations=True)
+
+type Write = Callable[[str, Any], Awaitable[Any]]
+
+
+class _Line:
+    """A line to storage on which inserts of responses go astray."""
+
+    def __init__(self, inner: StorageDriver) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def insert_entity(self, table: str, operation: Any) -> Any:
+        return await self._write(self._inner.insert_entity, table, operation)
+
+    async def transact(self, table: str, operations: Any) -> Any:
+        return await self._write(self._inner.transact, table, operations)
+
+    async def _write(self, write: Write, table: str, what: Any) -> Any:
+        raise NotImplementedError
+
+
+class LostReply(_Line):
+    """The first insert is carried out, and its client waits `seconds` for the reply, in vain."""
+
+    def __init__(self, inner: StorageDriver, seconds: float) -> None:
+        super().__init__(inner)
+        self._seconds = seconds
+        self._lost = False
+
+    async def _write(self, write: Write, table: str, what: Any) -> Any:
+        done = await write(table, what)
+        if table == RESPONSES and not self._lost:
+            self._lost = True
+            await asyncio.sleep(self._seconds)
+            raise StorageUnavailable
+        return done
+
+
+class LateInsert(_Line):
+    """The first insert gets no answer, nor does its repetition; the first one is carried out `seconds` later."""
+
+    def __init__(self, inner: StorageDriver, seconds: float) -> None:
+        super().__init__(inner)
+        self._seconds = seconds
+        self._silent = 2
+        self._late: asyncio.Task[None] | None = None
+
+    async def _write(self, write: Write, table: str, what: Any) -> Any:
+        if table != RESPONSES or not self._silent:
+            return await write(table, what)
+        self._silent -= 1
+        if self._late is None:
+            self._late = asyncio.get_running_loop().create_task(self._carry_out(write, table, what))
+        raise StorageUnavailable
+
+    async def _carry_out(self, write: Write, table: str, what: Any) -> None:
+        await asyncio.sleep(self._seconds)
+        try:
+            await write(table, what)
+        except StorageError:
+            pass
+
+
+def _losing_a_reply(driver: StorageDriver) -> StorageDriver:
+    return cast("StorageDriver", LostReply(driver, 2.0))
+
+
+@pytest.mark.parametrize("fields", [{}, {"conversation": "c"}, {"stream": True}], ids=["alone", "turn", "stream"])
+async def test_a_response_that_was_claimed_before_the_lost_reply_to_its_insert_was_missed_is_accepted(
+    fields: dict[str, Any],
+) -> None:
+    handler = Teller(5, pause=4)
+    async with fleet(handler) as hosts:
+        hosts.host(options=LOCKING)
+        api = hosts.host(options=LOCKING, queues=False, line=_losing_a_reply)
+        if fields.get("stream"):
+            response_id = await (await api.stream(background())).response_id()
+        else:
+            made = await api.create(background(**fields))
+            assert made["status"] == "in_progress"  # B10
+            response_id = made["id"]
+        assert (await hosts.finished(response_id)).status == "completed"
+        await hosts.quiet()
+        assert (await hosts.ids(), hosts.entered(response_id)) == ([response_id], 1)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3.0])
+@pytest.mark.parametrize("mode", ["eager", "background", "foreground turn", "eager turn"])
+async def test_a_row_that_is_inserted_after_its_acceptance_was_given_up_is_refused(mode: str, seconds: float) -> None:
+    async with fleet(Teller(1)) as hosts:
+        hosts.host(options=LOCKING)
+        host = hosts.host(
+            options=STEERABLE if "turn" in mode else LOCKING,
+            retention_days=HOURS,
+            eager_start="eager" in mode,
+            line=lambda driver: cast("StorageDriver", LateInsert(driver, seconds)),
+        )
+        with pytest.raises(StorageUnavailable):
+            await host.create({"input": "hi"} if "foreground" in mode else background())
+        await asyncio.sleep(10 * HOUR)
+        for response_id in await hosts.ids():
+            row = await hosts.row(response_id)
+            assert row is not None
+            assert row.deleted
+        await expire_all(host)
+        assert await hosts.ids() == []
+        assert not await hosts.storage.driver.query_entities(RESPONSES)
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+async def test_a_conversation_whose_only_turn_was_never_recorded_does_not_exist(in_background: bool) -> None:
+    async with fleet(Turns()) as hosts:
+        host = hosts.host(options=LOCKING)
+        host.seam.inject(Fault(operation="row.insert", kind="before", times=2))
+        with pytest.raises(StorageUnavailable):
+            await host.create({"input": "x", "conversation": "c", "background": in_background})
+        await hosts.quiet()
+        with pytest.raises(ConversationNotFound):
+            await host.inside(conversations.get(host.engine.runtime, PRINCIPAL, "c"))
