@@ -110,6 +110,24 @@ async def test_a_response_that_was_claimed_before_the_lost_reply_to_its_insert_w
         assert (await hosts.ids(), hosts.entered(response_id)) == ([response_id], 1)
 
 
+async def test_a_response_whose_acceptor_was_declared_dead_before_it_missed_the_reply_is_accepted() -> None:
+    handler = Teller(5, pause=4)
+    async with fleet(handler) as hosts:
+        hosts.host(options=LOCKING)
+        eager = hosts.host(
+            options=LOCKING,
+            queues=False,
+            eager_start=True,
+            line=lambda driver: cast("StorageDriver", LostReply(driver, 12.0)),
+        )
+        eager.seam.inject(Fault(operation="queue.push_watch", kind="before"))
+        made = await eager.create(background())
+        assert made["status"] == "in_progress"
+        row = await hosts.finished(made["id"])
+        assert (row.status, row.generation) == ("completed", 2)
+        assert (await hosts.ids(), hosts.entered(made["id"])) == ([made["id"]], 1)
+
+
 @pytest.mark.parametrize("seconds", [1.0, 3.0])
 @pytest.mark.parametrize("mode", ["eager", "background", "foreground turn", "eager turn"])
 async def test_a_row_that_is_inserted_after_its_acceptance_was_given_up_is_refused(mode: str, seconds: float) -> None:
