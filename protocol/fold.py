@@ -139,7 +139,7 @@ class _Slot:
             raise InvalidEvent(f"{place[0]}: no part {index}, there are {len(parts)}")
         for key in [key for key in self._waiting if key[0] == place]:
             del self._waiting[key]
-        parts[index:] = [part, *parts[index + 1 :]]
+        parts[index : index + 1] = [part]
 
     def part(self, place: _Place, fresh: dict[str, Any]) -> dict[str, Any]:
         """The part at a place; `fresh` becomes it when a handler did without announcing it."""
@@ -201,7 +201,7 @@ def _part_delta(parts: str, kind: str, field: str) -> _Applied:
         part = slot.part(place, _fresh(kind, field))
         slot.append(place, field, event["delta"])
         if event.get("logprobs"):
-            part["logprobs"] = [*(part.get("logprobs") or ()), *_copied(event["type"], event["logprobs"])]
+            _own_list(part, "logprobs").extend(_copied(event["type"], event["logprobs"]))
 
     return apply
 
@@ -223,17 +223,23 @@ def _put_part(parts: str) -> _Applied:
 
 def _annotation(slot: _Slot, event: _Event) -> None:
     part = slot.part(_place("content", event), _fresh("output_text", "text"))
-    annotations = list(part.get("annotations") or ())
-    index = min(event["annotation_index"], len(annotations))
-    annotations[index:] = [_copied(event["type"], event["annotation"]), *annotations[index + 1 :]]
-    part["annotations"] = annotations
+    annotations, index = _own_list(part, "annotations"), event["annotation_index"]
+    annotations[index : index + 1] = [_copied(event["type"], event["annotation"])]
+
+
+def _own_list(part: dict[str, Any], field: str) -> list[Any]:
+    """A list of a part, to be changed in place: to copy it for each event would cost more with each."""
+    held = part.get(field)
+    if not isinstance(held, list):
+        held = part[field] = []
+    return held
 
 
 def _command(slot: _Slot, event: _Event) -> None:
     commands, index = slot.commands(), event["command_index"]
     if index > len(commands):
         raise InvalidEvent(f"{event['type']}: no command {index}, there are {len(commands)}")
-    commands[index:] = [event["command"], *commands[index + 1 :]]
+    commands[index : index + 1] = [event["command"]]
 
 
 def _command_delta(slot: _Slot, event: _Event) -> None:

@@ -1,6 +1,8 @@
 """The fold of a log gives the response that a GET shows (V6, R7, B6, B7, B37, W6)."""
 
 import time
+from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -326,24 +328,38 @@ def test_what_a_handler_changes_afterwards_is_not_seen() -> None:
     assert only(fold.snapshot()) == item(content="a")
 
 
-def test_a_long_text_costs_no_more_per_delta_than_a_short_one() -> None:
+GROWING: dict[str, Callable[[int], Event]] = {
+    "text": lambda number: text("x" * 100),
+    "logprobs": lambda number: {
+        **text("x"),
+        "logprobs": [{"token": "x", "logprob": -1, "bytes": [], "top_logprobs": []}],
+    },
+    "annotations": lambda number: about(
+        "output_text.annotation.added", content_index=0, annotation_index=number, annotation={"n": number}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(GROWING))
+def test_a_long_output_costs_no_more_per_event_than_a_short_one(kind: str) -> None:
     fold = Fold(BASE)
     fold.apply(added(item()))
-    piece = "x" * 100
+    numbers = count()
 
-    def timed(count: int) -> float:
+    def timed(events: int) -> float:
         # Of this thread alone: others on a busy machine do not count.
         start = time.thread_time()
-        for _ in range(count):
-            fold.apply(text(piece))
+        for _ in range(events):
+            fold.apply(GROWING[kind](next(numbers)))
         return time.thread_time() - start
 
-    first = min(timed(2000) for _ in range(3))
-    fold_of_many = [timed(2000) for _ in range(40)]
+    first = min(timed(1000) for _ in range(3))
+    fold_of_many = [timed(1000) for _ in range(40)]
 
-    # Copying the text per delta would make the last ones some twenty times as dear.
+    # Copying what there is for each event would make the last ones some twenty times as dear.
     assert min(fold_of_many[-5:]) < first * 5
-    assert len(only(fold.snapshot())["content"][0]["text"]) == 43 * 2000 * 100
+    (part,) = only(fold.snapshot())["content"]
+    assert max(len(part["text"]) // 100, len(part["logprobs"]), len(part["annotations"])) == 43 * 1000
 
 
 PIECES = st.lists(
