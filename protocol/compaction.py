@@ -8,6 +8,7 @@ form was made by somebody else, a model's provider for instance, and means somet
 import base64
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -36,31 +37,46 @@ def fold(items: Iterable[Mapping[str, Any]], response_id: str) -> dict[str, Any]
 
 
 def expand(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The items with those that `fold` made replaced by what they stand for."""
+    """The items with those that `fold` made replaced by what they stand for.
+
+    They stand for as much, all together, as a request may have openly; what goes beyond that stays folded.
+    """
+    room = _Room()
     expanded: list[dict[str, Any]] = []
     for item in items:
-        folded = _folded(item) if item.get("type") == COMPACTION else None
+        folded = _folded(item, room) if item.get("type") == COMPACTION else None
         expanded += [item] if folded is None else folded
     return expanded
 
 
-def _folded(item: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """What a compaction item stands for; None if `fold` did not make it, or not like this."""
+@dataclass(slots=True)
+class _Room:
+    """What may still be unfolded."""
+
+    items: int = MAX_ITEMS
+    values: int = MAX_VALUES
+
+
+def _folded(item: Mapping[str, Any], room: _Room) -> list[dict[str, Any]] | None:
+    """What a compaction item stands for; None if `fold` did not make it, or not like this, or there is no room."""
     content = item.get("encrypted_content")
     if not isinstance(content, str) or not content.startswith(PREFIX):
         return None
     text = content.removeprefix(PREFIX)
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        values = sum(map(data.count, (b",", b"[", b"{")))
+        if values > room.values:
             return None
+        room.values -= values  # whatever comes of it: to find that out takes its time
         found = jsonio.loads(data)
         # It comes from a client: what is in it has to be as good as items that it sends openly.
         _ITEMS.validate_python(found, strict=True)
     except (ValueError, binascii.Error, ValidationError):
         return None
-    if not jsonio.fits(found):
+    if len(found) > room.items or not jsonio.fits(found):
         return None
+    room.items -= len(found)
     for folded in found:
         folded.pop(INTERNAL_METADATA, None)
     return input_items({"input": found}, str(item.get("id") or content[:64]))

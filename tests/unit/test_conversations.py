@@ -19,6 +19,8 @@ from protocol.conversations import (
     parse_new_items,
 )
 from protocol.errors import InvalidRequest
+from protocol.request_items import MAX_ITEMS
+from protocol.requests import MAX_VALUES
 from resilience.app import ResponsesApp
 from resilience.compaction import MOST_KEPT, default_compaction
 from resilience.token_count import estimate
@@ -148,6 +150,20 @@ def test_a_client_cannot_fold_internal_metadata_into_an_item() -> None:
     assert "internal_metadata" not in expanded
     assert expanded["content"] == [{"type": "input_text", "text": "Hello"}]
     assert expanded["id"]
+
+
+def test_folded_items_are_not_more_than_a_request_may_have_openly() -> None:
+    """However many compaction items they come in; what is too much stays as it is."""
+    many = _sealed([USER] * (MAX_ITEMS - 1))
+    expanded = expand([{"type": "compaction", "encrypted_content": many}] * 3)
+    assert [item["type"] for item in expanded[-3:]] == ["message", "compaction", "compaction"]
+    assert len(expanded) == MAX_ITEMS + 1
+
+
+def test_folded_values_are_not_more_than_a_request_may_have_openly() -> None:
+    one = _sealed([{"type": "of_a_newer_client", "values": [0] * (MAX_VALUES - 100)}])
+    expanded = expand([{"type": "compaction", "encrypted_content": one}] * 3)
+    assert [item["type"] for item in expanded] == ["of_a_newer_client", "compaction", "compaction"]
 
 
 def test_the_newest_turn_stays_and_the_rest_is_folded() -> None:
