@@ -90,11 +90,12 @@ async def adopt(runtime: Runtime, worker_id: str, epoch: int | None = None) -> N
             _log.warning("worker %s is dead: %d open entries", worker_id, len(found))
             runtime.telemetry.adopted.add(1)
             unknown = [each for each in found if each.kind not in _KINDS]
-            for open_entry in found:
-                await _take_care(runtime, open_entry)
+            failures = await _take_care_of_all(runtime, [each for each in found if each.kind in _KINDS])
             # Theirs to note for retention. A background run that goes on is noted anew by its next owner.
-            await _note(runtime, [each for each in found if each.kind in _KINDS])
-            await runtime.storage.ledger.wipe(worker_id, keep=[each.key for each in unknown])
+            await _note(runtime, [each for each in found if each.kind in _KINDS and each.key not in failures])
+            await runtime.storage.ledger.wipe(worker_id, keep=[*failures, *(each.key for each in unknown)])
+            for error in failures.values():
+                raise error  # what was taken care of is gone from the ledger: the next try has less to do
     except StorageError:
         # It is tried again, here or elsewhere: the message comes back, the sweep finds the ledger.
         runtime.worker.close(own_id, entry.key)
@@ -103,6 +104,18 @@ async def adopt(runtime: Runtime, worker_id: str, epoch: int | None = None) -> N
     runtime.worker.close(own_id, entry.key)
     if unknown:
         raise UnknownEntries(worker_id, unknown)
+
+
+async def _take_care_of_all(runtime: Runtime, entries: Sequence[LedgerEntry]) -> dict[str, StorageError]:
+    """What could not be taken care of, by key: none is in another's way."""
+    failures: dict[str, StorageError] = {}
+    for entry in entries:
+        try:
+            await _take_care(runtime, entry)
+        except StorageError as error:
+            _log.warning("ledger entry %s is taken care of later: %s", entry.key, error)
+            failures[entry.key] = error
+    return failures
 
 
 async def _note(runtime: Runtime, entries: Sequence[LedgerEntry]) -> None:
@@ -210,7 +223,7 @@ async def _record_failure(runtime: Runtime, data: Mapping[str, Any]) -> None:
         elif not is_unseen(row):
             if row.deleted:
                 await remove_blobs(runtime, key, response_id)  # a snapshot was stored for it too late
-            if row.turn:
+            if row.turn or takes_part(record, Disposition.FOREGROUND, runtime.app.options):
                 await revive(runtime, key, response_id)  # whoever ended it may have died before it started the next one
             return
         else:

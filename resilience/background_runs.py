@@ -192,9 +192,15 @@ class BackgroundRuns:
         if response_id in self._ended_here:
             return
         start_anew(response_id=response_id)
+        loop = asyncio.get_running_loop()
+        leave_at = loop.time() + self._runtime.settings.handover_after  # the platform counts from here
         # A run that was lost may have been so before this message was sent: for the death of who took it, say.
         while (run := await self._attach_or_start(key, response_id, verdict, late=late)) is not None:
-            await run.ended()
+            limit = loop.call_at(leave_at, run.hand_over)
+            try:
+                await run.ended()
+            finally:
+                limit.cancel()
             if not run.lost:
                 return
 
@@ -272,17 +278,17 @@ class BackgroundRuns:
             while outcome is None:
                 try:
                     patience = 0.0 if late else self._runtime.settings.missing_row_patience
-                    outcome = await self._claim_patiently(request, patience)
+                    found = await self._claim_patiently(request, patience)
+                    if isinstance(found, Declined):
+                        await self._after_decline(found, key, response_id, late=late)
+                    outcome = found
                 except StorageError:
                     # A message comes back five times only: an outage must not spend them within half a minute.
                     if not claimant.opened and (self._draining or loop_time() >= give_up_at):
                         raise
                     _log.warning("response %s: storage does not answer, the claim goes on later", response_id)
                     await asyncio.sleep(_LAST_LOOK)
-            if isinstance(outcome, Declined):
-                await self._after_decline(outcome, key, response_id, late=late)
-                return None
-            return outcome
+            return outcome if isinstance(outcome, Ownership) else None
         finally:
             if not isinstance(outcome, Ownership):
                 claimant.close()
@@ -331,14 +337,16 @@ class BackgroundRuns:
             run.hand_over()  # claimed while the drain began: nobody else would tell it
         self._runtime.running[row.id] = run
         self._watch.add(row.partition_key, row.id, background=True, in_chain=bool(row.turn))
-        self._runtime.spawn(self._own(run, ownership, record), f"run-{row.id}")
+        self._runtime.spawn(self._own(run, ownership, record, verdict), f"run-{row.id}")
         return run
 
     def _new_run(self, ownership: Ownership, record: RequestRecord, verdict: Verdict | None) -> BackgroundRun:
         feed = self._runtime.tails.feed(record.response_id) if has_log(ownership.row) else None
         return BackgroundRun(self._runtime, ownership, record, feed, verdict)
 
-    async def _own(self, run: OwnedRun, ownership: Ownership, record: RequestRecord) -> None:
+    async def _own(
+        self, run: OwnedRun, ownership: Ownership, record: RequestRecord, verdict: Verdict | None
+    ) -> None:
         """Execute until this process has no part in the response any more."""
         response_id = record.response_id
         time_limit = asyncio.get_running_loop().call_later(self._runtime.settings.handover_after, run.hand_over)
@@ -349,7 +357,7 @@ class BackgroundRuns:
                 if claimed is None:
                     self._close(run.current)
                     return
-                run.go_on_with(self._new_run(claimed, record, None))
+                run.go_on_with(self._new_run(claimed, record, verdict))
             run.lost = end is RunEnd.LOST
             if end is RunEnd.ENDED:
                 self._remember(response_id)

@@ -211,6 +211,8 @@ class Ownership:
         """Make the changes, over an earlier write of this owner of which nobody heard."""
         async with self._writing:
             while True:
+                if self.row.status in TERMINAL_STATUSES or not self.row.owner:
+                    raise OwnershipLost(self.row)  # by this owner itself: it has ended the run, or given it away
                 try:
                     await write(replace(self.row, **changes))
                 except OwnershipLost as lost:

@@ -33,6 +33,7 @@ Outcomes of a ledger transaction, and what follows:
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -88,6 +89,7 @@ class Worker:
         self._openings: list[_Opening] = []
         self._wake = asyncio.Event()
         self._committer: asyncio.Task[None] | None = None
+        self._unused: deque[str] = deque()
 
     @property
     def id(self) -> str | None:
@@ -307,7 +309,7 @@ class Worker:
             # Not at the same time: a ledger that takes long would let the message become visible before its first push.
             await watch.begin()
         except BaseException:
-            in_background(self._discard(worker_id))
+            self._discard_later(worker_id)
             raise
         self._now = begun = Incarnation(record, watch, begun_at=asyncio.get_running_loop().time())
         return begun
@@ -342,17 +344,23 @@ class Worker:
         except StorageError as error:
             _log.info("watch message of idle worker %s left to be received: %s", now.id, error)
 
-    async def _discard(self, worker_id: str) -> None:
-        """Take away what may be there of a ledger whose openings were refused: nobody must act on it."""
-        while True:
+    def _discard_later(self, worker_id: str) -> None:
+        self._unused.append(worker_id)
+        if len(self._unused) == 1:
+            in_background(self._discard_all())
+
+    async def _discard_all(self) -> None:
+        """Take away what may be there of ledgers whose openings were refused: nobody must act on them."""
+        while self._unused:
+            worker_id = self._unused[0]
             try:
                 await self._storage.ledger.wipe(worker_id)
-                return
             except StorageUnavailable:
                 await asyncio.sleep(_DISCARD_RETRY_SECONDS)
+                continue
             except StorageError as error:
                 _log.warning("the unused ledger of %s is left for adoption: %s", worker_id, error)
-                return
+            self._unused.popleft()
 
     def _declared_dead(self, now: Incarnation) -> None:
         _log.warning("worker %s was declared dead by another; its %d runs are no longer its own", now.id, len(now.open))
