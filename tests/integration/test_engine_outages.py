@@ -17,7 +17,7 @@ from resilience.context import ResponseContext
 from storage.azure_errors import translated
 from storage.errors import StorageError, StorageRejected, StorageUnavailable
 from storage.seam import Fault, FaultKind
-from tests.support.engines import PRINCIPAL, Fleet, Host, background, fleet, start_message, until
+from tests.support.engines import PRINCIPAL, Fleet, Host, HostGone, background, fleet, start_message, until
 from tests.support.handlers import Teller
 from tests.support.invariants import check_response
 from tests.support.virtual_time import VirtualTimeLoop
@@ -417,3 +417,26 @@ async def test_a_handler_that_exits_ends_only_its_own_response(in_background: bo
         after = await host.create({"input": "after", **body})
         assert (await hosts.finished(after["id"])).status == "completed"
         await hosts.quiet()
+
+
+async def test_an_outage_does_not_make_a_process_ask_for_ever_more_often() -> None:
+    async with fleet(Teller(2)) as hosts:
+        host = hosts.host(queues=False)
+        outage = host.seam.inject(Fault(operation="ledger.*", kind="before"))
+
+        async def ask() -> None:
+            while True:
+                with suppress(StorageError, ApiError, HostGone):
+                    await host.create({"input": "hi"})
+                await asyncio.sleep(1)
+
+        asking = host.spawn(ask(), "asking")
+        rates = []
+        for _ in range(5):
+            await asyncio.sleep(60)
+            before = host.seam.counts["ledger.entries"]
+            await asyncio.sleep(10)
+            rates.append((host.seam.counts["ledger.entries"] - before) / 10)
+        asking.cancel()
+        outage.remove()
+        assert rates[-1] < 10
