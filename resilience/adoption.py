@@ -13,6 +13,9 @@ The order, each step repeatable, a crash anywhere found through the adopter's ow
 4. note their responses for retention;
 5. delete the ledger, the row `worker` last; 6. close the adoption entry.
 
+An entry that could not be taken care of stays in the dead ledger, and the adoption fails when the others are gone from
+there: its message comes back.
+
 Which message counts: one of a lower epoch than the open ledger's is superseded, its worker has sent another since (see
 `watch`); there is nothing to do. While its worker cannot send another it gives pulses: then the message is put back,
 and leads here again. A dead ledger is adopted whatever the epoch, and so is every ledger by the sweep and
@@ -20,8 +23,8 @@ by a message without an epoch. An adoption entry, kind ``adoption``: ``{worker, 
 was told none), keeps what its adopter was told, and the fresh message says the same: if the ledger was marked, it
 leads there, and if it was not, it counts exactly if the first one would.
 
-An entry of a kind that is not known here was written by a later version. It stays in the dead ledger, alone, and the
-adoption fails: its message comes back, until a process has it that knows what to do.
+So does one of a kind that is not known here, which was written by a later version, until a process has it that knows
+what to do.
 """
 
 import logging
@@ -42,13 +45,16 @@ from resilience.response_row import OwnershipLost, read_row, replace_with_chain
 from resilience.rows import first_row, is_unseen
 from resilience.run_entries import BACKGROUND, FOREGROUND
 from resilience.runtime import Runtime
-from storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError
+from storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, StorageUnavailable
 from storage.expiry import MAX_RESPONSES
 from storage.ledger import LedgerEntry
 from storage.payloads import StoredPayload
 from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.adoption")
+
+_OUTAGE = 4
+"""Entries in a row for which storage did not answer: no other one would get on either."""
 
 ADOPTION = "adoption"
 _KINDS = (ADOPTION, BACKGROUND, FOREGROUND)
@@ -94,8 +100,8 @@ async def adopt(runtime: Runtime, worker_id: str, epoch: int | None = None) -> N
             # Theirs to note for retention. A background run that goes on is noted anew by its next owner.
             await _note(runtime, [each for each in found if each.kind in _KINDS and each.key not in failures])
             await runtime.storage.ledger.wipe(worker_id, keep=[*failures, *(each.key for each in unknown)])
-            for error in failures.values():
-                raise error  # what was taken care of is gone from the ledger: the next try has less to do
+            if failures:  # what was taken care of is gone from the ledger: the next try has less to do
+                raise next(iter(failures.values()))
     except StorageError:
         # It is tried again, here or elsewhere: the message comes back, the sweep finds the ledger.
         runtime.worker.close(own_id, entry.key)
@@ -107,14 +113,22 @@ async def adopt(runtime: Runtime, worker_id: str, epoch: int | None = None) -> N
 
 
 async def _take_care_of_all(runtime: Runtime, entries: Sequence[LedgerEntry]) -> dict[str, StorageError]:
-    """What could not be taken care of, by key: none is in another's way."""
+    """What could not be taken care of, by key: no entry is in another's way, unless storage is away altogether."""
     failures: dict[str, StorageError] = {}
+    unanswered = 0
     for entry in entries:
         try:
             await _take_care(runtime, entry)
-        except StorageError as error:
-            _log.warning("ledger entry %s is taken care of later: %s", entry.key, error)
+        except StorageUnavailable as error:
             failures[entry.key] = error
+            unanswered += 1
+            if unanswered == _OUTAGE:
+                raise
+        except StorageError as error:
+            _log.exception("ledger entry %s could not be taken care of", entry.key)
+            failures[entry.key] = error
+        else:
+            unanswered = 0
     return failures
 
 

@@ -1,15 +1,24 @@
-"""What is adopted is noted for retention, however often the adoption is asked for (V10)."""
+"""An adoption is complete, in however many goes it is made, and what is adopted is noted for retention (V1, V10)."""
 
 import asyncio
+from typing import Any
 
+import pytest
+
+from resilience.options import ResponsesServerOptions
 from storage.driver import EXPIRY
-from storage.errors import NotFound
+from storage.errors import NotFound, StorageError, StorageRejected
 from storage.ledger import LedgerEntry
-from tests.support.engines import Fleet, Host, fleet, until
+from storage.seam import Fault
+from tests.support.deaths import die_after
+from tests.support.engines import Fleet, Host, HostGone, background, fleet, until
 from tests.support.handlers import Teller
+from tests.support.turns import Turns
 from tests.support.virtual_time import VirtualTimeLoop
 
 EVENT_LOOP = VirtualTimeLoop
+
+STEERABLE = ResponsesServerOptions(resilient_background=True, steerable_conversations=True)
 
 
 async def foreground_run(hosts: Fleet, host: Host) -> tuple[str, str]:
@@ -76,3 +85,63 @@ async def test_a_response_is_noted_though_its_adopter_dies_right_behind_the_adop
         assert (await hosts.finished(response_id)).status == "failed"
         await hosts.quiet()
         assert await is_noted(hosts, response_id)
+
+
+async def test_an_adoption_that_breaks_off_behind_the_failure_still_starts_the_next_turn() -> None:
+    turns = Turns()
+    async with fleet(turns) as hosts:
+        victim = hosts.host(options=STEERABLE, queues=False)
+        api = hosts.host(options=STEERABLE, queues=False)
+        other = hosts.host(options=STEERABLE).serve_timer()
+        victim.seam.inject(Fault(operation="row.insert", kind="after", times=1))
+        victim.seam.inject(Fault(operation="row.insert", kind="before", after=1, times=1))
+        victim.seam.inject(Fault(operation="row.read", kind="delay", delay=2.0, times=1))
+        die_after(hosts, victim, "row.delete")
+        with pytest.raises((StorageError, HostGone)):
+            await victim.create({"input": "first", "conversation": "talk"})
+        second = (await api.create(background("second", conversation="talk")))["id"]
+        await until(lambda: victim.dead)
+        # The adopter records the failure; then storage does not answer once, and it all comes back.
+        fault = other.seam.inject(Fault(operation="chain.read", kind="before", times=1))
+        assert (await hosts.finished(second, seconds=1_500)).status == "completed"
+        assert fault.hits == 1
+
+
+async def test_an_entry_that_cannot_be_adopted_is_in_no_others_way() -> None:
+    async with fleet(Teller(8, pause=1.0)) as hosts:
+        victim = hosts.host(queues=False, eager_start=True)
+        runs = [(await victim.create(background(str(each))))["id"] for each in range(6)]
+        for each in range(6):
+            victim.spawn(victim.create({"input": f"f{each}"}), "call")
+        await until(lambda: len(hosts.entries) == 12)
+        foreground = sorted(set(hosts.entries) - set(runs))[0]
+        other = hosts.host().serve_timer()
+        await victim.crash()
+        # Storage refuses one failure, however often it is tried.
+        real = other.storage.rows.insert
+
+        async def insert(row: Any, **options: Any) -> Any:
+            if row.id == foreground:
+                raise StorageRejected(413)
+            return await real(row, **options)
+
+        other.storage.rows.insert = insert  # type: ignore[method-assign]
+        await asyncio.sleep(500)
+        rows = [(await hosts.row(each)) for each in hosts.entries if each not in runs and each != foreground]
+        assert all(row is not None and row.status == "failed" for row in rows)
+
+
+async def test_an_adoption_gets_on_in_a_storm() -> None:
+    """Every fifth call fails, for five minutes: much is adopted meanwhile, also of a worker that had much."""
+    async with fleet(Teller(8, pause=1.0)) as hosts:
+        victim = hosts.host(queues=False)
+        for each in range(60):
+            victim.spawn(victim.create({"input": f"f{each}"}), "call")
+        await until(lambda: len(hosts.entries) == 60)
+        other = hosts.host().serve_timer()
+        await victim.crash()
+        other.seam.inject(Fault(operation="*", kind="before", probability=0.2))
+        await asyncio.sleep(300)
+        rows = [await hosts.row(each) for each in hosts.entries]
+        failed = sum(row is not None and row.status == "failed" for row in rows)
+        assert failed == 60
