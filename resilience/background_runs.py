@@ -344,9 +344,7 @@ class BackgroundRuns:
         feed = self._runtime.tails.feed(record.response_id) if has_log(ownership.row) else None
         return BackgroundRun(self._runtime, ownership, record, feed, verdict)
 
-    async def _own(
-        self, run: OwnedRun, ownership: Ownership, record: RequestRecord, verdict: Verdict | None
-    ) -> None:
+    async def _own(self, run: OwnedRun, ownership: Ownership, record: RequestRecord, verdict: Verdict | None) -> None:
         """Execute until this process has no part in the response any more."""
         response_id = record.response_id
         time_limit = asyncio.get_running_loop().call_later(self._runtime.settings.handover_after, run.hand_over)
