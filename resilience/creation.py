@@ -34,9 +34,6 @@ from storage.rows import ResponseRow
 _REMADE_AFTER = 2.0
 """Seconds after which a background response that its key promises, and that is not there, is made again."""
 
-_LOOKED_AGAIN_AFTER = 5.0
-"""Seconds between two looks whether a key still stands for the foreground response that is waited for."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
@@ -135,9 +132,8 @@ class Creation:
             resilient_background=self._runtime.app.options.resilient_background,
         )
         tenant = tenant_of(call.principal)
-        previous = str(request.get("previous_response_id") or "")
         record = RequestRecord(
-            response_id=ids.new_response_id(_partition(request, previous)),
+            response_id=_new_id(request),
             created_at=self._runtime.now(),
             principal=call.principal,
             request=request,
@@ -230,7 +226,7 @@ class Creation:
         if admitted.disposition.runs_in_background:
             row = await key.row(partition_key(admitted.tenant, standing), standing, patience=_REMADE_AFTER)
         else:
-            row = await self._await_foreground(admitted.tenant, key, standing)
+            row = await self._await_foreground(admitted, key, standing)
         return None if row is None else _Known(row)
 
     async def _run_once(self, admitted: _Admitted, key: RequestKey) -> _Made:
@@ -238,7 +234,7 @@ class Creation:
         while True:
             entry = await open_foreground(self._runtime, admitted.partition_key, admitted.record)
             try:
-                standing = await key.claim(admitted.record.response_id)
+                standing = await key.claim(admitted.record.response_id, entry.worker_id)
             except BaseException:  # it may be claimed: whoever finds it so would wait for ever
                 await self._withdraw(admitted, entry)
                 raise
@@ -247,16 +243,15 @@ class Creation:
             close_run(self._runtime, entry.worker_id, admitted.record.response_id)
             if entry.request.blob is not None:
                 await self._runtime.storage.payloads.delete_all(admitted.partition_key, admitted.record.response_id)
-            row = await self._await_foreground(admitted.tenant, key, standing)
+            row = await self._await_foreground(admitted, key, standing)
             if row is not None:
                 return _Known(row)
+            # An id is claimed for once: a claim of it that comes late is nobody's.
+            admitted = replace(admitted, record=replace(admitted.record, response_id=_new_id(admitted.record.request)))
 
-    async def _await_foreground(self, tenant: str, key: RequestKey, response_id: str) -> ResponseRow | None:
-        """The row of a foreground response that another request is making; None if it came to nothing."""
-        while True:
-            row = await key.row(partition_key(tenant, response_id), response_id, patience=_LOOKED_AGAIN_AFTER)
-            if row is not None or not await key.stands_for(response_id):
-                return row
+    async def _await_foreground(self, admitted: _Admitted, key: RequestKey, response_id: str) -> ResponseRow | None:
+        where = partition_key(admitted.tenant, response_id)
+        return await key.foreground_row(where, response_id, until=admitted.leave_at)
 
     # -- in the foreground ------------------------------------------------------------------------------------------
 
@@ -355,9 +350,14 @@ def _undeleted(row: ResponseRow) -> ResponseRow:
     return row
 
 
-def _partition(request: Mapping[str, Any], previous: str) -> str:
+def _new_id(request: Mapping[str, Any]) -> str:
+    """The id of a new response."""
+    return ids.new_response_id(_partition(request))
+
+
+def _partition(request: Mapping[str, Any]) -> str:
     """Where a new response lies: with its conversation, with its predecessor, or anywhere."""
-    conversation = request.get("conversation")
+    conversation, previous = request.get("conversation"), str(request.get("previous_response_id") or "")
     if conversation:
         return ids.derived_partition(str(conversation["id"]) if isinstance(conversation, dict) else str(conversation))
     return ids.partition_of(previous) if previous else ids.new_partition()

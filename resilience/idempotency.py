@@ -5,13 +5,13 @@ response. Who finds it claimed answers with the state of the response that it st
 that is still being made:
 
 - in the foreground its row appears at its end, or is written by whoever finds its worker dead, for its ledger entry
-  is older than the claim;
+  is older than the claim and is closed after all that comes of it. So a claim whose entry is gone, and that has no row,
+  stands for nothing: storage carried it out when the request had given it up already. Who finds it so deletes it;
 - in the background a row that stays away means a crash between claim and record: the acceptance is made again, with
   the same response id, and the insert of the row decides between any number of those who do.
 
 A claim lasts `KEY_LIFETIME`, by the storage service's clock. A foreground response that was refused before it began
-gives its claim
-up: it left nothing that could be answered with.
+gives its claim up: it left nothing that could be answered with.
 """
 
 import asyncio
@@ -21,9 +21,10 @@ from typing import Any
 
 import orjson
 
-from protocol.errors import IdempotencyKeyReused
+from protocol.errors import IdempotencyKeyReused, ServiceUnavailable
 from resilience.response_row import read_row
 from resilience.rows import is_unseen
+from resilience.run_entries import ledger_key
 from resilience.runtime import Runtime
 from storage.idempotency import KeyClaim
 from storage.rows import ResponseRow
@@ -33,6 +34,9 @@ KEY_LIFETIME = timedelta(hours=24)
 _FIRST_LOOK = 0.05
 _LAST_LOOK = 1.0
 """Seconds between two looks for the response that a key stands for."""
+
+_LOOKED_AGAIN_AFTER = 5.0
+"""Seconds between two looks whether a foreground response that is waited for is still being made."""
 
 
 def hash_of(key: str) -> str:
@@ -45,25 +49,28 @@ class RequestKey:
 
     def __init__(self, runtime: Runtime, tenant: str, key: str, request: dict[str, Any]) -> None:
         self._keys = runtime.storage.keys
+        self._ledger = runtime.storage.ledger
         self._runtime = runtime
         self._tenant = tenant
         self._hash = hash_of(key)
         body = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
         self._body_hash = hashlib.sha256(body).hexdigest()
 
-    async def claim(self, response_id: str) -> str | None:
+    async def claim(self, response_id: str, worker_id: str = "") -> str | None:
         """Claim the key for a new response; None if that worked, else the id of the response it stands for.
+
+        `worker_id`: whose ledger has an entry for the response, until there is a row or the claim is given up.
 
         Raises:
             IdempotencyKeyReused: It stands for a request with another body.
         """
         while True:
-            standing = await self._keys.claim(self._tenant, self._hash, response_id, self._body_hash)
+            standing = await self._keys.claim(self._tenant, self._hash, response_id, self._body_hash, worker_id)
             if standing is None:
                 return None
             if await self._is_in_force(standing):
                 return standing.response_id
-            if await self._keys.take_over(self._tenant, self._hash, standing, response_id, self._body_hash):
+            if await self._keys.take_over(self._tenant, self._hash, standing, response_id, self._body_hash, worker_id):
                 return None
 
     async def standing(self) -> str | None:
@@ -86,10 +93,33 @@ class RequestKey:
         """Give the claim up: the response was never made."""
         await self._keys.release(self._tenant, self._hash, response_id)
 
-    async def stands_for(self, response_id: str) -> bool:
-        """False once the claim was given up."""
-        standing = await self._keys.read(self._tenant, self._hash)
-        return standing is not None and standing.response_id == response_id
+    async def foreground_row(self, key: str, response_id: str, *, until: float) -> ResponseRow | None:
+        """The row of a foreground response that another request is making; None if it came to nothing.
+
+        Raises:
+            ServiceUnavailable: It is still being made at that loop time.
+        """
+        loop_time = asyncio.get_running_loop().time
+        while True:
+            row = await self.row(key, response_id, patience=min(_LOOKED_AGAIN_AFTER, until - loop_time()))
+            if row is not None:
+                return row
+            standing = await self._keys.read(self._tenant, self._hash)
+            if standing is None or standing.response_id != response_id:
+                return None
+            if not await self._is_being_made(standing):
+                row = await self.row(key, response_id, patience=0)  # it was stored before the entry was closed
+                if row is None:
+                    await self._keys.delete(self._tenant, self._hash, standing)
+                return row
+            if loop_time() >= until:
+                raise ServiceUnavailable("The first request with this Idempotency-Key is still running, please retry.")
+
+    async def _is_being_made(self, standing: KeyClaim) -> bool:
+        """Whether somebody answers for a foreground response; a claim that does not say who is left alone."""
+        return not standing.worker_id or await self._ledger.is_open(
+            standing.worker_id, ledger_key(standing.response_id)
+        )
 
     async def row(self, key: str, response_id: str, *, patience: float) -> ResponseRow | None:
         """The response's row, waited for; None if it is not there after `patience` seconds."""

@@ -1,9 +1,10 @@
 """Idempotency keys: which response a key stands for.
 
 Format: table `idempotency`, partition = tenant, row = hash of the key: the response's id, a hash of the request's body,
-and `v`. The service's timestamp of the row is the time of the claim.
+the id of the worker whose ledger has an entry for the response ("" if none has), and `v`. The service's timestamp of
+the row is the time of the claim.
 Concurrency: the insert is the claim; of any number of requests with one key one inserts. An expired claim is replaced
-under its etag, a claim that came to nothing is deleted by its owner.
+under its etag, a claim that came to nothing is deleted under it.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ class KeyClaim:
 
     response_id: str
     body_hash: str
+    worker_id: str
     etag: str
     claimed_at: datetime
 
@@ -31,9 +33,14 @@ class IdempotencyKeys:
         self._driver = driver
         self._seam = seam
 
-    async def claim(self, tenant: str, key_hash: str, response_id: str, body_hash: str) -> KeyClaim | None:
-        """Claim a key for a response; None if it is ours now, else the claim that stands."""
-        operation = Insert(tenant, key_hash, _properties(response_id, body_hash))
+    async def claim(
+        self, tenant: str, key_hash: str, response_id: str, body_hash: str, worker_id: str = ""
+    ) -> KeyClaim | None:
+        """Claim a key for a response; None if it is ours now, else the claim that stands.
+
+        An id is claimed for once: a claim that names it is told to be one's own.
+        """
+        operation = Insert(tenant, key_hash, _properties(response_id, body_hash, worker_id))
         while True:
             try:
                 await self._seam.run(Operation.KEY_CLAIM, self._driver.insert_entity(IDEMPOTENCY, operation))
@@ -53,9 +60,11 @@ class IdempotencyKeys:
             return None
         return _claim(entity)
 
-    async def take_over(self, tenant: str, key_hash: str, standing: KeyClaim, response_id: str, body_hash: str) -> bool:
+    async def take_over(
+        self, tenant: str, key_hash: str, standing: KeyClaim, response_id: str, body_hash: str, worker_id: str = ""
+    ) -> bool:
         """Replace an expired claim; False when another request was faster."""
-        operation = Update(tenant, key_hash, _properties(response_id, body_hash), standing.etag)
+        operation = Update(tenant, key_hash, _properties(response_id, body_hash, worker_id), standing.etag)
         try:
             await self._seam.run(Operation.KEY_REPLACE, self._driver.update_entity(IDEMPOTENCY, operation))
         except (PreconditionFailed, NotFound):
@@ -66,8 +75,11 @@ class IdempotencyKeys:
     async def release(self, tenant: str, key_hash: str, response_id: str) -> None:
         """Give up the claim for a response that was never made; somebody else's stays."""
         standing = await self.read(tenant, key_hash)
-        if standing is None or standing.response_id != response_id:
-            return
+        if standing is not None and standing.response_id == response_id:
+            await self.delete(tenant, key_hash, standing)
+
+    async def delete(self, tenant: str, key_hash: str, standing: KeyClaim) -> None:
+        """Delete a claim as it was read; one that came after it stays."""
         try:
             await self._seam.run(
                 Operation.KEY_RELEASE,
@@ -81,12 +93,15 @@ class IdempotencyKeys:
         return await self._seam.run(Operation.KEY_TIME, self._driver.service_time())
 
 
-def _properties(response_id: str, body_hash: str) -> dict[str, Value | None]:
-    return {"v": KEY_VERSION, "response_id": response_id, "body_hash": body_hash}
+def _properties(response_id: str, body_hash: str, worker_id: str) -> dict[str, Value | None]:
+    return {"v": KEY_VERSION, "response_id": response_id, "body_hash": body_hash, "worker": worker_id}
 
 
 def _claim(entity: Entity) -> KeyClaim:
     response_id, body_hash = entity.properties.get("response_id"), entity.properties.get("body_hash")
     if not isinstance(response_id, str) or not isinstance(body_hash, str):
         raise MalformedRecord("An idempotency key stands for nothing.")
-    return KeyClaim(response_id, body_hash, entity.etag, entity.timestamp)
+    worker_id = entity.properties.get("worker")
+    return KeyClaim(
+        response_id, body_hash, worker_id if isinstance(worker_id, str) else "", entity.etag, entity.timestamp
+    )

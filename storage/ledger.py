@@ -172,6 +172,14 @@ class WorkerLedgers:
         found = await self._rows(Operation.LEDGER_ENTRIES, worker_id)
         return [_entry(entity) for entity in found if entity.row_key not in _OWN_ROWS]
 
+    async def is_open(self, worker_id: str, key: str) -> bool:
+        """Whether the worker has that entry, dead or alive."""
+        try:
+            await self._seam.run(Operation.LEDGER_READ, self._driver.get_entity(WORKERS, worker_id, key))
+        except NotFound:
+            return False
+        return True
+
     async def wipe(self, worker_id: str, *, keep: Collection[str] = ()) -> None:
         """Delete the whole partition, the row `worker` last; what is gone already is fine.
 

@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from protocol.aio import ResponseEventStream
-from protocol.errors import ApiError, ConversationLocked
+from protocol.errors import ApiError, ConversationLocked, ServiceUnavailable
 from resilience.context import ResponseContext
 from resilience.options import ResponsesServerOptions
-from storage.errors import StorageUnavailable
+from storage.driver import IDEMPOTENCY, Insert, StorageDriver
+from storage.errors import StorageError, StorageUnavailable
 from storage.seam import Fault
 from tests.support.engines import Host, fleet, until
 from tests.support.handlers import Teller
@@ -49,6 +51,66 @@ class Refusing:
             raise ValueError("not this one")
         async for event in Teller(1)(request, context, signal):
             yield event
+
+
+class LateClaim:
+    """A line on which the first claim of a key gets no answer; storage carries it out `seconds` later."""
+
+    def __init__(self, inner: StorageDriver, seconds: float) -> None:
+        self._inner = inner
+        self._seconds = seconds
+        self.late: asyncio.Task[None] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def insert_entity(self, table: str, operation: Insert) -> str:
+        if table != IDEMPOTENCY or self.late is not None:
+            return await self._inner.insert_entity(table, operation)
+        self.late = asyncio.get_running_loop().create_task(self._carry_out(table, operation))
+        raise StorageUnavailable
+
+    async def _carry_out(self, table: str, operation: Insert) -> None:
+        await asyncio.sleep(self._seconds)
+        with suppress(StorageError):
+            await self._inner.insert_entity(table, operation)
+
+
+@pytest.mark.parametrize("stays_busy", [False, True])
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 60.0])
+async def test_a_claim_that_is_carried_out_late_leaves_its_key_to_the_next_request(
+    seconds: float, stays_busy: bool
+) -> None:
+    async with fleet(Teller(2, pause=100.0)) as hosts:
+        slow = hosts.host(line=lambda driver: LateClaim(driver, seconds))
+        other = hosts.host()
+        if stays_busy:
+            busy = asyncio.ensure_future(slow.create({"input": "another"}))
+        with pytest.raises(StorageUnavailable):
+            await slow.create({"input": "hi"}, idempotency_key="k")
+        await asyncio.sleep(seconds + 2)
+        assert len(await hosts.ids()) == 0
+        async with asyncio.timeout(260):  # the run takes 200
+            made = await other.create({"input": "hi"}, idempotency_key="k")
+        assert made["status"] == "completed"
+        assert (await ask(other, {"input": "hi"}))["id"] == made["id"]
+        if stays_busy:
+            await busy
+        await hosts.quiet()
+
+
+async def test_a_request_that_waits_for_its_key_asks_to_be_repeated_before_the_platform_ends_its_process() -> None:
+    """The first one was refused, and its key cannot be given back: storage does not answer."""
+    async with fleet(Refusing()) as hosts:
+        host = hosts.host()
+        fault = host.seam.inject(Fault(operation="key.release", kind="before"))
+        with pytest.raises(ApiError):
+            await host.create({"input": "hi"}, idempotency_key="k")
+        with pytest.raises(ServiceUnavailable):
+            async with asyncio.timeout(TIME_LIMIT):
+                await host.create({"input": "hi"}, idempotency_key="k")
+        fault.remove()
+        assert (await ask(host, {"input": "hi"}))["status"] == "completed"
 
 
 async def test_a_claim_whose_reply_was_lost_leaves_its_key_to_the_next_request() -> None:

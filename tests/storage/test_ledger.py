@@ -44,6 +44,15 @@ async def test_commit_opens_replaces_and_closes_in_one_call(storage: Storage) ->
     assert (read.revision, read.etag) == (3, record.etag)
 
 
+async def test_an_entry_is_open_until_it_is_closed_even_in_a_dead_ledger(storage: Storage) -> None:
+    record = await storage.ledger.begin("w1", [run("a"), run("b")])
+    await storage.ledger.mark_dead(await storage.ledger.read("w1"))
+    assert await storage.ledger.is_open("w1", "run-a")
+    await storage.ledger.wipe(record.worker_id, keep=["run-b"])
+    assert [await storage.ledger.is_open("w1", key) for key in ("run-a", "run-b", "run-c")] == [False, True, False]
+    assert not await storage.ledger.is_open("w2", "run-a")
+
+
 async def test_a_commit_tells_a_new_epoch_and_others_keep_it(storage: Storage) -> None:
     record = await storage.ledger.begin("w1", [])
     assert (record.epoch, (await storage.ledger.read("w1")).epoch) == (0, 0)
