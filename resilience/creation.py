@@ -196,7 +196,7 @@ class Creation:
 
         So that all try to insert the same one.
         """
-        standing = await key.claim(admitted.record.response_id)
+        standing = await key.claim(admitted.partition_key, admitted.record.response_id)
         record = admitted.record if standing is None else replace(admitted.record, response_id=standing)
         where = partition_key(admitted.tenant, record.response_id)
         while True:
@@ -234,7 +234,7 @@ class Creation:
         while True:
             entry = await open_foreground(self._runtime, admitted.partition_key, admitted.record)
             try:
-                standing = await key.claim(admitted.record.response_id, entry.worker_id)
+                standing = await key.claim(admitted.partition_key, admitted.record.response_id, entry.worker_id)
             except BaseException:  # it may be claimed: whoever finds it so would wait for ever
                 await self._withdraw(admitted, entry)
                 raise

@@ -26,6 +26,7 @@ from resilience.response_row import read_row
 from resilience.rows import is_unseen
 from resilience.run_entries import ledger_key
 from resilience.runtime import Runtime
+from storage.expiry import StoredResponse
 from storage.idempotency import KeyClaim
 from storage.rows import ResponseRow
 
@@ -50,20 +51,24 @@ class RequestKey:
     def __init__(self, runtime: Runtime, tenant: str, key: str, request: dict[str, Any]) -> None:
         self._keys = runtime.storage.keys
         self._ledger = runtime.storage.ledger
+        self._expiry = runtime.storage.expiry
         self._runtime = runtime
         self._tenant = tenant
         self._hash = hash_of(key)
         body = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
         self._body_hash = hashlib.sha256(body).hexdigest()
 
-    async def claim(self, response_id: str, worker_id: str = "") -> str | None:
+    async def claim(self, key: str, response_id: str, worker_id: str = "") -> str | None:
         """Claim the key for a new response; None if that worked, else the id of the response it stands for.
 
+        `key`: the partition of the new response.
         `worker_id`: whose ledger has an entry for the response, until there is a row or the claim is given up.
 
         Raises:
             IdempotencyKeyReused: It stands for a request with another body.
         """
+        # First: a response that is refused, or whose process dies here, has nothing else that leads to its key (V10).
+        await self._expiry.note(self._runtime.now(), [StoredResponse(key, response_id, self._hash)])
         while True:
             standing = await self._keys.claim(self._tenant, self._hash, response_id, self._body_hash, worker_id)
             if standing is None:

@@ -4,6 +4,9 @@ The index of what ended when is `storage.expiry`. One turn of the timer deletes 
 response goes row first, so that nobody is shown a half of it, and a line of the index goes last: a crash in between is
 made good by the next turn. A response that is still in flight is noted anew. One that changed hands was noted as soon
 as its first worker left it, and goes that much earlier.
+
+A key goes with the row of its response. It is noted itself as well, before it is claimed: it may stand for a response
+that was refused, or whose process died, and that has no row.
 """
 
 import logging
@@ -62,6 +65,9 @@ async def _expire_all(runtime: Runtime, due: Due) -> None:
 async def _expire(runtime: Runtime, response: StoredResponse) -> bool:
     """Delete a response; false if it stays."""
     try:
+        if response.request_key:
+            await _delete_unused_key(runtime, response)
+            return True
         return await _delete_ended(runtime, response)
     except MalformedRecord:  # by a newer version, or damaged: the others must not wait for it
         _log.exception("response %s: its row, its chain or its key cannot be read", response.id)
@@ -71,6 +77,14 @@ async def _expire(runtime: Runtime, response: StoredResponse) -> bool:
     except StorageError:  # a blob that the account protects, say
         _log.exception("response %s: storage refuses to delete it", response.id)
         return False
+
+
+async def _delete_unused_key(runtime: Runtime, claimed: StoredResponse) -> None:
+    """Delete the key of a response that came to nothing: no row leads to it."""
+    storage = runtime.storage
+    row = await read_row(storage, claimed.partition_key, claimed.id)
+    if row is None or row.request_key != claimed.request_key:
+        await storage.keys.release(tenant_in(claimed.partition_key), claimed.request_key, claimed.id)
 
 
 async def _delete_ended(runtime: Runtime, response: StoredResponse) -> bool:

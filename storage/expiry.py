@@ -1,7 +1,8 @@
 """Which responses end when: the index that retention goes by.
 
 Format: table `expiry`, partition = the hour in which responses ended, as ten digits (UTC), row = a random name; `v`,
-and `responses`, a JSON list of `[partition key, id]`, at most `MAX_RESPONSES` of them. A response may be noted more
+and `responses`, a JSON list, at most `MAX_RESPONSES` long, of `[partition key, id]`, and of
+`[partition key, id, hash of the key]` for an idempotency key that is claimed for that id. A response may be noted more
 than once; what is noted may not be there.
 Concurrency: rows are inserted and deleted, never changed. A response is noted before its worker's ledger forgets it,
 and a row is deleted after all that it names is: a crash leaves something noted, never something forgotten.
@@ -24,7 +25,7 @@ _log = logging.getLogger("storage.expiry")
 EXPIRY_VERSION = 1
 
 MAX_RESPONSES = 300
-"""Of one row: a property has at most 64 KiB, and a response takes about a hundred bytes."""
+"""Of one row: a property has at most 64 KiB, and a response takes about a hundred bytes, 170 with a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class StoredResponse:
 
     partition_key: str
     id: str
+    request_key: str = ""
+    """Hash of the idempotency key that this is about, "" if it is about the response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Expiry:
 
     async def note(self, time: float, responses: Sequence[StoredResponse]) -> None:
         """Note responses (at most `MAX_RESPONSES`) that ended at that Unix time."""
-        listed = orjson.dumps([[each.partition_key, each.id] for each in responses])
+        listed = orjson.dumps([_listed(each) for each in responses])
         operation = Insert(hour_of(time), uuid.uuid4().hex, {"v": EXPIRY_VERSION, "responses": listed})
         try:
             await self._seam.run(Operation.EXPIRY_NOTE, self._driver.insert_entity(EXPIRY, operation))
@@ -89,8 +92,16 @@ def _due(entity: Entity) -> Due | None:
         return None
 
 
+def _listed(response: StoredResponse) -> list[str]:
+    about = [response.partition_key, response.id]
+    return [*about, response.request_key] if response.request_key else about
+
+
 def _responses(listed: object) -> tuple[StoredResponse, ...]:
     try:
-        return tuple(StoredResponse(str(key), str(response_id)) for key, response_id in orjson.loads(listed))  # type: ignore[arg-type]
+        return tuple(
+            StoredResponse(str(key), str(response_id), *map(str, request_key))
+            for key, response_id, *request_key in orjson.loads(listed)  # type: ignore[arg-type]
+        )
     except (ValueError, TypeError) as error:
         raise MalformedRecord("A row of the expiry index cannot be read.") from error

@@ -54,6 +54,16 @@ async def test_a_foreground_response_alone_costs_four(stream: bool) -> None:
         assert counted.total() <= 1 + LEDGER_OF_ONE, counted
 
 
+@pytest.mark.parametrize("in_background", [False, True])
+async def test_an_idempotency_key_costs_two_more(in_background: bool) -> None:
+    async with fleet(Teller(5)) as hosts:
+        host = hosts.host()
+        await host.create({"input": "hi", "background": in_background}, idempotency_key="k")
+        counted = await cost(hosts, host)
+        assert (counted["expiry.note"], counted["key.claim"]) == (1, 1)
+        assert counted.total() <= (10 if in_background else 1 + LEDGER_OF_ONE) + 2, counted
+
+
 async def test_a_process_that_falls_idle_costs_two_more_however_much_it_did() -> None:
     async with fleet(Teller(5)) as hosts:
         host = hosts.host()

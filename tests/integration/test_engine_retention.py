@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from protocol import ids
+from protocol.errors import ConversationLocked
 from resilience.dispatch import Disposition
 from resilience.options import ResponsesServerOptions
 from resilience.placement import partition_key, tenant_of
@@ -23,10 +24,11 @@ from storage.expiry import StoredResponse
 from storage.log import segment_name
 from storage.memory import MemoryDriver
 from storage.rows import Segment
-from storage.seam import Fault, FaultKind
-from tests.support.engines import PRINCIPAL, Fleet, Host, background, fleet
+from storage.seam import Fault, FaultKind, Moment
+from tests.support.engines import PRINCIPAL, Fleet, Host, HostGone, background, fleet, until
 from tests.support.handlers import Teller
 from tests.support.invariants import check_nothing_left
+from tests.support.turns import Turns, until_opened
 from tests.support.virtual_time import VirtualTimeLoop
 
 EVENT_LOOP = VirtualTimeLoop
@@ -89,6 +91,48 @@ async def test_a_key_goes_with_its_response() -> None:
         await asyncio.sleep(3.1 * HOUR)
         await expire_all(host)
         await check_nothing_left(hosts.storage, PRINCIPAL, made["id"], expired=True)
+        assert left(hosts) == {}
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+async def test_the_key_of_a_refused_background_request_goes_in_its_time(repeated: bool) -> None:
+    turns = Turns(until_opened)
+    async with fleet(turns) as hosts:
+        host = hosts.host(options=ResponsesServerOptions(resilient_background=True), retention_days=HOURS)
+        first = await host.create(background("first", conversation="c"))
+        await until(lambda: turns.entered("first"))
+        with pytest.raises(ConversationLocked):
+            await host.create(background("second", conversation="c"), idempotency_key="k")
+        for text in ("first", "second"):
+            turns.gates[text].set()
+        await hosts.finished(first["id"])
+        if repeated:
+            made = await host.create(background("second", conversation="c"), idempotency_key="k")
+            await hosts.finished(made["id"])
+            await hosts.quiet()
+        assert left(hosts)[IDEMPOTENCY]
+        await asyncio.sleep(3.1 * HOUR)
+        await expire_all(host)
+        assert [key for _, key in left(hosts).pop(RESPONSES)] == ["chain"]  # it goes with its conversation
+        assert list(left(hosts)) == [RESPONSES]
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+async def test_a_key_whose_process_died_right_behind_its_claim_goes_in_its_time(in_background: bool) -> None:
+    async with fleet(Teller(1)) as hosts:
+        host, other = hosts.host(queues=False), hosts.host(retention_days=HOURS).serve_timer()
+
+        async def die(name: str, moment: Moment) -> None:
+            if (name, moment) == ("key.claim", "after"):
+                hosts.kill(host)
+                await host.passage()
+
+        host.seam.hooks.append(die)
+        with pytest.raises(HostGone):
+            await host.create({"input": "hi", "background": in_background}, idempotency_key="k")
+        assert left(hosts)[IDEMPOTENCY]
+        await asyncio.sleep(3.5 * HOUR)
+        await expire_all(other)
         assert left(hosts) == {}
 
 

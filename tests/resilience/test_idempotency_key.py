@@ -11,6 +11,7 @@ import pytest
 from protocol import ids
 from resilience.idempotency import RequestKey
 from resilience.placement import partition_key, tenant_of
+from resilience.runtime import unix_time
 from storage.connection import Storage
 from tests.support.azurite import AzuriteServer
 from tests.support.servers import PATIENT, Deployment, body, deployment, events_of, eventually
@@ -150,5 +151,6 @@ async def _claim(storage: Storage, idempotency_key: str, request: dict[str, Any]
         pass
 
     parts: Any = Parts()
-    parts.storage = storage
-    assert await RequestKey(parts, tenant_of("local"), idempotency_key, request).claim(response_id) is None
+    parts.storage, parts.now = storage, unix_time
+    claimed = RequestKey(parts, tenant_of("local"), idempotency_key, request)
+    assert await claimed.claim(partition_key(tenant_of("local"), response_id), response_id) is None

@@ -21,6 +21,13 @@ async def test_what_was_noted_is_due_when_its_hour_is_over(storage: Storage) -> 
     assert due.hour == hour_of(NOON)
 
 
+async def test_a_key_is_noted_as_one_beside_responses(storage: Storage) -> None:
+    noted = [StoredResponse("p", "resp_1"), StoredResponse("p", "resp_1", "hash of a key")]
+    await storage.expiry.note(NOON, noted)
+    (due,) = await storage.expiry.due(NOON + HOUR, 10)
+    assert due.responses == tuple(noted)
+
+
 async def test_the_oldest_hours_come_first_and_no_more_than_asked_for(storage: Storage) -> None:
     for hour in (3, 1, 2):
         await storage.expiry.note(NOON + hour * HOUR, responses(1, f"in{hour}"))
