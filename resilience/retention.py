@@ -3,7 +3,7 @@
 The index of what ended when is `storage.expiry`. One turn of the timer deletes a bounded batch, the oldest first. A
 response goes row first, so that nobody is shown a half of it, and a line of the index goes last: a crash in between is
 made good by the next turn. A response that is still in flight is noted anew. One that changed hands was noted as soon
-as its first worker left it, and goes that much earlier.
+as its first worker left it, a foreground one with a large request before it ran; it goes that much earlier.
 
 A key goes with the row of its response. It is noted itself as well, before it is claimed: it may stand for a response
 that was refused, or whose process died, and that has no row.

@@ -11,6 +11,7 @@ from resilience.record import RequestRecord
 from resilience.retry import STORAGE_RETRY_SECONDS
 from resilience.runtime import Runtime
 from storage.errors import StorageError, StorageUnavailable
+from storage.expiry import StoredResponse
 from storage.ledger import LedgerEntry
 from storage.payloads import INLINE_LIMIT, StoredPayload
 
@@ -43,6 +44,9 @@ async def open_foreground(runtime: Runtime, key: str, record: RequestRecord) -> 
         StorageUnavailable: It is not.
     """
     data = record.to_bytes()
+    if len(data) > INLINE_LIMIT:
+        # First: nothing else leads to its blob if this process dies before the entry, or if the blob comes late (V10).
+        await runtime.storage.expiry.note(runtime.now(), [StoredResponse(key, record.response_id)])
     try:
         request = await runtime.storage.payloads.put(key, record.response_id, "request", data)
         located = {"record": request.inline} if request.inline is not None else {"record_blob": request.blob or ""}
@@ -57,7 +61,7 @@ async def open_foreground(runtime: Runtime, key: str, record: RequestRecord) -> 
 
 
 async def _forget_request(runtime: Runtime, key: str, response_id: str) -> None:
-    """Delete the request of a run that was never recorded: nothing else knows of it, retention neither (V10)."""
+    """Delete the request of a run that was never recorded, without waiting for retention."""
     while True:
         try:
             await runtime.storage.payloads.delete_all(key, response_id)

@@ -64,6 +64,16 @@ async def test_an_idempotency_key_costs_two_more(in_background: bool) -> None:
         assert counted.total() <= (10 if in_background else 1 + LEDGER_OF_ONE) + 2, counted
 
 
+async def test_a_large_foreground_request_costs_two_more() -> None:
+    async with fleet(Teller(5)) as hosts:
+        host = hosts.host()
+        await host.create({"input": "x" * 40_000})
+        counted = await cost(hosts, host)
+        del counted["payload.put"]  # the snapshot's may be another
+        assert counted["expiry.note"] == 1
+        assert counted.total() <= 1 + LEDGER_OF_ONE + 1, counted
+
+
 async def test_a_process_that_falls_idle_costs_two_more_however_much_it_did() -> None:
     async with fleet(Teller(5)) as hosts:
         host = hosts.host()

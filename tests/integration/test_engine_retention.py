@@ -18,7 +18,7 @@ from resilience.record import RequestRecord
 from resilience.rows import first_row
 from storage.chains import own_chain_key
 from storage.connection import Storage
-from storage.driver import CONTAINERS, EXPIRY, IDEMPOTENCY, RESPONSES, TABLES, StorageDriver
+from storage.driver import CONTAINERS, EXPIRY, IDEMPOTENCY, PAYLOADS, RESPONSES, TABLES, StorageDriver
 from storage.errors import StorageError, StorageRejected, StorageUnavailable
 from storage.expiry import StoredResponse
 from storage.log import segment_name
@@ -133,6 +133,58 @@ async def test_a_key_whose_process_died_right_behind_its_claim_goes_in_its_time(
         assert left(hosts)[IDEMPOTENCY]
         await asyncio.sleep(3.5 * HOUR)
         await expire_all(other)
+        assert left(hosts) == {}
+
+
+@pytest.mark.parametrize("fields", [{}, {"conversation": "c"}], ids=["alone", "turn"])
+async def test_a_large_foreground_request_whose_process_died_before_its_entry_goes_in_its_time(
+    fields: dict[str, Any],
+) -> None:
+    async with fleet(Teller(1)) as hosts:
+        host, other = hosts.host(queues=False), hosts.host(retention_days=HOURS).serve_timer()
+
+        async def die(name: str, moment: Moment) -> None:
+            if (name, moment) == ("payload.put", "after"):
+                hosts.kill(host)
+                await host.passage()
+
+        host.seam.hooks.append(die)
+        with pytest.raises(HostGone):
+            await host.create({"input": LARGE, **fields})
+        assert left(hosts)[PAYLOADS]
+        await asyncio.sleep(3.5 * HOUR)
+        await expire_all(other)
+        assert left(hosts) == {}
+
+
+class LateUpload:
+    """A line on which uploads get no answer; storage carries them out a minute later."""
+
+    def __init__(self, inner: StorageDriver) -> None:
+        self._inner = inner
+        self._late: list[asyncio.Task[None]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def upload_blob(self, container: str, name: str, data: bytes) -> None:
+        self._late.append(asyncio.get_running_loop().create_task(self._carry_out(container, name, data)))
+        raise StorageUnavailable
+
+    async def _carry_out(self, container: str, name: str, data: bytes) -> None:
+        await asyncio.sleep(60)
+        await self._inner.upload_blob(container, name, data)
+
+
+async def test_a_large_foreground_request_that_storage_took_when_it_was_given_up_goes_in_its_time() -> None:
+    async with fleet(Teller(1)) as hosts:
+        host = hosts.host(retention_days=HOURS, line=LateUpload)
+        with pytest.raises(StorageUnavailable):
+            await host.create({"input": LARGE})
+        await asyncio.sleep(2 * 60)
+        assert left(hosts)[PAYLOADS]
+        await asyncio.sleep(3.5 * HOUR)
+        await expire_all(host)
         assert left(hosts) == {}
 
 
