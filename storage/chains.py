@@ -4,7 +4,7 @@ Format: table `responses`, partition of the chain's responses, row `chain` for t
 turns share it) or `chain-{response id}` for a response that is a chain of its own. Properties: `v`, `last`,
 `alternate` and `ending` (response ids, "" for none), `turns` (how many were ever admitted), `active` and `pending`
 (JSON lists of `[id, number, foreground, previous]`, oldest first; `active` has at most one), `metadata` (the handlers'
-values, JSON), `has_items` and `deleted` (see `storage.conversations`).
+values, JSON), `has_items`, `deleted` and `deleted_by` (see `storage.conversations`).
 Concurrency: every change is a compare-and-swap on the etag, and goes with the change of the response that causes it
 in one transaction: both are stored or neither. Each write carries a mark, by which a refused repetition of a write
 that was stored is known (see `storage.rows`).
@@ -48,6 +48,7 @@ class ChainRow:
         turns: How many turns were ever admitted, counted together with what was put into the conversation.
         has_items: Items were put into the conversation, whose numbers this chain counts.
         deleted: The conversation was deleted; no turn joins any more.
+        deleted_by: The mark of the write that deleted it.
     """
 
     partition_key: str
@@ -62,6 +63,7 @@ class ChainRow:
     metadata: bytes = b""
     has_items: bool = False
     deleted: bool = False
+    deleted_by: str = ""
 
     def with_turn(self, response_id: str, *, foreground: bool, previous: str = "") -> "ChainRow":
         """The chain with one more turn: it runs if nothing else does, else it waits.
@@ -148,6 +150,7 @@ def chain_properties(chain: ChainRow) -> dict[str, Value | None]:
         "metadata": chain.metadata,
         "has_items": chain.has_items,
         "deleted": chain.deleted,
+        "deleted_by": chain.deleted_by,
     }
 
 
@@ -176,6 +179,7 @@ def chain_from_entity(entity: Entity) -> ChainRow:
         metadata=metadata,
         has_items=properties.get("has_items") is True,
         deleted=properties.get("deleted") is True,
+        deleted_by=str(properties.get("deleted_by", "")),
     )
 
 

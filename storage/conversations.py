@@ -6,17 +6,19 @@ Format: table `responses`, partition of the conversation's responses. All rows c
 - `conversation`: `id`, `created_at` (Unix seconds), `metadata` (JSON). A conversation that a response began by naming
   it has none until its metadata is set: its chain is its proof.
 - `items-{number:010}`: items that were put in together, as one payload; the number is their place among the turns,
-  from the counter `turns` of the chain.
+  from the counter `turns` of the chain. `put_by` is the mark of the write that put them in, which stays when one of
+  them is taken out.
 - `gone-{digest}`: the item of a turn with an id of that digest is no longer part of the conversation.
 - `chain` (see `storage.chains`), with `has_items` true once items were put in; with `deleted` true the conversation
-  is gone for good, and this is the only row of it that stays.
+  is gone for good, and this is the only row of it that stays. `deleted_by` is the mark of the write that deleted it.
 
 Payloads over the limit are blobs `{partition}/conversation/items-{random}`.
 
 Concurrency: every write but that of metadata goes with a write of the chain under its etag, in one transaction. So
 it is refused once the conversation is deleted, and deleting is refused once a turn has joined. Metadata are a
-compare-and-swap on the conversation's row, which the deletion takes away. A refused write reads the row that it alone
-writes: if that bears its mark, the refusal only answered the repetition of a write that was stored.
+compare-and-swap on the conversation's row, which the deletion takes away. A refused write reads its own row: if that
+bears its mark, the refusal only answered the repetition of a write that was stored. Where others may have written that
+row since, the mark stands in a property that they keep.
 """
 
 import hashlib
@@ -76,11 +78,12 @@ class ConversationRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemBatch:
-    """Items that were put in together. `number` is their place among the turns."""
+    """Items that were put in together. `number` is their place among the turns, `put_by` the mark of that write."""
 
     partition_key: str
     number: int
     items: StoredPayload
+    put_by: str = ""
     etag: str = ""
 
 
@@ -197,13 +200,14 @@ class Conversations:
 
         Raises `ChainMoved` when the chain was changed.
         """
+        key = batch_key(batch.number)
         operations: list[TableOperation] = [
-            Insert(batch.partition_key, batch_key(batch.number), _batch_properties(batch, mark)),
+            Insert(batch.partition_key, key, _batch_properties(replace(batch, put_by=mark), mark)),
             _counting(replace(chain, turns=batch.number)),
         ]
         if conversation is not None:
             operations.append(_insert(conversation, mark))
-        await self._transact(ConversationOperation.APPEND, operations, batch_key(batch.number), mark)
+        await self._transact(ConversationOperation.APPEND, operations, key, mark, "put_by")
 
     async def rewrite(self, batch: ItemBatch, chain: ChainRow, *, mark: str) -> None:
         """Write a batch that has lost an item. Raises `ChainMoved` when it or the chain was changed."""
@@ -230,8 +234,8 @@ class Conversations:
     async def mark_deleted(self, head: Head, *, mark: str) -> None:
         """End the conversation: its row goes, its chain becomes the marker. Raises `ChainMoved` when either changed."""
         chain = head.chain
-        marker = ChainRow(partition_key=chain.partition_key, turns=chain.turns)
-        properties = chain_properties(marker) | {"deleted": True, "mark": mark}
+        marker = ChainRow(partition_key=chain.partition_key, turns=chain.turns, deleted=True, deleted_by=mark)
+        properties = chain_properties(marker) | {"mark": mark}
         operations: list[TableOperation] = [
             Update(chain.partition_key, CHAIN_ROW, properties, chain.etag)
             if chain.etag
@@ -239,7 +243,7 @@ class Conversations:
         ]
         if head.conversation is not None:
             operations.append(Delete(chain.partition_key, CONVERSATION_ROW, head.conversation.etag))
-        await self._transact(ConversationOperation.DELETE, operations, CHAIN_ROW, mark)
+        await self._transact(ConversationOperation.DELETE, operations, CHAIN_ROW, mark, "deleted_by")
 
     async def clean_up(self, partition_key: str) -> None:
         """Delete what a deleted conversation has left; what is gone already is fine."""
@@ -260,22 +264,27 @@ class Conversations:
         return keys
 
     async def _transact(
-        self, name: ConversationOperation, operations: Sequence[TableOperation], own_key: str, mark: str
+        self,
+        name: ConversationOperation,
+        operations: Sequence[TableOperation],
+        own_key: str,
+        mark: str,
+        marked: str = "mark",
     ) -> None:
         try:
             await self._seam.run(name, self._driver.transact(RESPONSES, operations))
         except (AlreadyExists, PreconditionFailed, NotFound) as refusal:
-            if not await self._confirmed(operations[0].partition_key, own_key, mark):
+            if not await self._confirmed(operations[0].partition_key, own_key, mark, marked):
                 raise ChainMoved from refusal
 
-    async def _confirmed(self, partition_key: str, key: str, mark: str) -> str:
-        """The etag of the stored row if it bears `mark`, else nothing."""
+    async def _confirmed(self, partition_key: str, key: str, mark: str, marked: str = "mark") -> str:
+        """The etag of the stored row if it bears `mark` in the property `marked`, else nothing."""
         call = self._driver.get_entity(RESPONSES, partition_key, key)
         try:
             entity = await self._seam.run(ConversationOperation.CONFIRM, call)
         except NotFound:
             return ""
-        return entity.etag if entity.properties.get("mark") == mark else ""
+        return entity.etag if entity.properties.get(marked) == mark else ""
 
 
 def _insert(conversation: ConversationRow, mark: str) -> Insert:
@@ -297,6 +306,7 @@ def _batch_properties(batch: ItemBatch, mark: str) -> dict[str, str | int | byte
         "v": CONVERSATION_VERSION,
         "items_inline": batch.items.inline,
         "items_blob": batch.items.blob,
+        "put_by": batch.put_by,
         "mark": mark,
     }
 
@@ -351,5 +361,6 @@ def _batch(entity: Entity) -> ItemBatch:
         items=StoredPayload(
             inline=inline if isinstance(inline, bytes) else None, blob=blob if isinstance(blob, str) else None
         ),
+        put_by=str(entity.properties.get("put_by", "")),
         etag=entity.etag,
     )

@@ -15,6 +15,7 @@ from resilience import conversations
 from resilience.conversations import key_of
 from resilience.options import ResponsesServerOptions
 from storage.driver import PAYLOADS, RESPONSES
+from storage.errors import StorageUnavailable
 from storage.seam import Moment
 from tests.support.engines import PRINCIPAL, Fleet, Host, HostGone, background, fleet
 from tests.support.handlers import Teller
@@ -25,6 +26,8 @@ type Json = dict[str, Any]
 EVENT_LOOP = VirtualTimeLoop
 MOST_CALLS = 30
 ROUNDS = 40
+LOST_AFTER = 20.0
+"""Seconds until a reply that is on its way is given up."""
 
 
 def user(text: str) -> Json:
@@ -67,6 +70,20 @@ async def check_only_the_marker_is_left(hosts: Fleet, conversation: str) -> None
     left = [entity.row_key for entity in found if not entity.row_key.startswith("response-")]
     assert left == ["chain"]
     assert await hosts.storage.driver.list_blobs(PAYLOADS, f"{key}/conversation/") == []
+
+
+def lose_reply(host: Host, operation: str) -> asyncio.Event:
+    """Give the first reply to that operation up after `LOST_AFTER`; the event tells when it was carried out."""
+    committed = asyncio.Event()
+
+    async def lose(name: str, moment: Moment) -> None:
+        if (name, moment) == (operation, "after") and not committed.is_set():
+            committed.set()
+            await asyncio.sleep(LOST_AFTER)
+            raise StorageUnavailable
+
+    host.seam.hooks.append(lose)
+    return committed
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -202,6 +219,33 @@ async def test_an_item_whose_blob_goes_while_it_is_read_is_read_again() -> None:
         await host.inside(conversations.delete_item(host.engine.runtime, PRINCIPAL, conversation, first))
         other.resume()
         assert await reading == ["two"]
+
+
+async def test_items_are_put_in_once_though_one_was_taken_out_before_the_lost_reply_was_noticed() -> None:
+    async with fleet(Teller(1)) as hosts:
+        host, other = hosts.host(), hosts.host(queues=False)
+        conversation = await make(host)
+        committed = lose_reply(host, "conversation.append")
+        putting = asyncio.ensure_future(put(host, conversation, "one", "two"))
+        await committed.wait()
+        (first, _) = await _ids(other, conversation)
+        await other.inside(conversations.delete_item(other.engine.runtime, PRINCIPAL, conversation, first))
+        await putting
+        assert await texts(other, conversation) == ["two"]
+
+
+async def test_a_deletion_succeeds_though_a_response_was_deleted_before_its_lost_reply_was_noticed() -> None:
+    async with fleet(Teller(1)) as hosts:
+        host, other = hosts.host(), hosts.host(queues=False)
+        conversation = await make(host, "one")
+        turn = await host.create({"input": "turn", "conversation": conversation})
+        committed = lose_reply(host, "conversation.delete")
+        deleting = asyncio.ensure_future(delete(host, conversation))
+        await committed.wait()
+        await other.delete(turn["id"])
+        await deleting
+        assert not await exists(other, conversation)
+        await check_only_the_marker_is_left(hosts, conversation)
 
 
 async def _ids(host: Host, conversation: str) -> list[str]:

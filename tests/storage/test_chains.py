@@ -55,7 +55,10 @@ async def test_a_missing_chain_reads_as_an_empty_one(storage: Storage) -> None:
     assert await storage.chains.read("p", "chain-resp_1") == ChainRow(partition_key="p", key="chain-resp_1")
 
 
-@pytest.mark.parametrize("chain", [ChainRow(partition_key="p"), FULL], ids=["empty", "full"])
+MARKER = ChainRow(partition_key="p", turns=4, deleted=True, deleted_by="m")
+
+
+@pytest.mark.parametrize("chain", [ChainRow(partition_key="p"), FULL, MARKER], ids=["empty", "full", "marker"])
 async def test_a_chain_comes_back_as_it_was_written(storage: Storage, chain: ChainRow) -> None:
     stored = await storage.chains.replace(chain)
     assert stored.etag

@@ -126,6 +126,37 @@ async def test_a_write_whose_reply_was_lost_is_known_again_by_its_mark(
     assert await keys(storage.driver) == written
 
 
+async def test_items_that_were_put_in_are_known_again_though_one_was_taken_out_since(
+    storage: Storage, rows: Conversations
+) -> None:
+    empty = ChainRow(partition_key=KEY)
+    storage.seam.inject(Fault(operation="conversation.append", kind="after", times=1))
+    with pytest.raises(StorageUnavailable):
+        await rows.append(batch(1, b"[1,2]"), empty, mark="m")
+    found = await rows.partition(KEY)
+    await rows.rewrite(replace(found.batches[0], items=StoredPayload(inline=b"[2]")), found.head.chain, mark="r")
+    await rows.append(batch(1, b"[1,2]"), empty, mark="m")
+    assert [each.items.inline for each in (await rows.partition(KEY)).batches] == [b"[2]"]
+    with pytest.raises(ChainMoved):
+        await rows.append(batch(1, b"[1,2]"), empty, mark="other")
+
+
+async def test_a_deletion_is_known_again_though_a_turn_left_its_marker_since(
+    storage: Storage, rows: Conversations
+) -> None:
+    await rows.append(batch(1), ChainRow(partition_key=KEY), mark="m", conversation=ROW)
+    head = await rows.head(KEY)
+    storage.seam.inject(Fault(operation="conversation.delete", kind="after", times=1))
+    with pytest.raises(StorageUnavailable):
+        await rows.mark_deleted(head, mark="d")
+    row = await storage.rows.insert(replace(new_row(), turn=1))
+    await storage.chains.replace_row(row, (await rows.head(KEY)).chain, mark="r")
+    await rows.mark_deleted(head, mark="d")
+    with pytest.raises(ChainMoved):
+        await rows.mark_deleted(head, mark="other")
+    assert (await rows.head(KEY)).deleted
+
+
 async def test_metadata_are_changed_by_compare_and_swap(rows: Conversations) -> None:
     first = await rows.insert(ROW, mark="m")
     await rows.replace(replace(first, metadata=b"{}"), mark="n")
