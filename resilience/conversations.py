@@ -6,6 +6,10 @@ what was put in between, in the order of the one counter of its chain (see `stor
 *Deleting* is refused while a turn runs or waits. A cleanup message is sent before; then the chain becomes the marker,
 in the transaction that takes the conversation away, and no turn joins any more; then its items go. Its responses stay.
 Whoever receives the message and meets the marker deletes what a crash in between left.
+
+*Blobs of items* are stored before the row that names them, and replaced ones deleted after it. A late cleanup message
+is sent before both: whoever receives it deletes those that no row names. They write the chain first, so that every
+write that was prepared before is refused and no row comes to name such a blob; items are stored anew for each try.
 """
 
 import asyncio
@@ -33,7 +37,7 @@ from resilience.runtime import Runtime
 from storage.chains import ChainRow
 from storage.conversations import CONVERSATION_ROW, ConversationRow, Conversations, Head, ItemBatch, Partition
 from storage.errors import ChainMoved, NotFound, PreconditionFailed
-from storage.payloads import StoredPayload
+from storage.payloads import INLINE_LIMIT, StoredPayload
 
 _CLEAN_UP_DELAY = 5.0
 """Seconds until the message that completes an interrupted deletion is seen."""
@@ -115,15 +119,23 @@ async def delete(runtime: Runtime, principal: str, conversation_id: str) -> dict
 
 
 async def clean_up(runtime: Runtime, key: str, *, late: bool = False) -> None:
-    """Complete a deletion that was interrupted; without a marker there is nothing to do.
+    """Complete a deletion that was interrupted; without a marker only blobs that no row names go, at the late look.
 
     `late`: it had not come to its marker when somebody looked before; by now it has, or never will.
     """
-    if (await rows_of(runtime).head(key)).deleted:
-        await _delete_items(runtime, key)
-    elif not late:
-        # Who deletes it may be slower still, and may die right behind the marker: then no message would be left.
-        await _send_cleanup(runtime, key, delay=runtime.settings.last_look_after, late=True)
+    while True:
+        head = await rows_of(runtime).head(key)
+        try:
+            if head.deleted:
+                await _delete_items(runtime, key)
+            elif late:
+                await _delete_unnamed(runtime, head)
+            else:
+                # Who deletes it may be slower still, and may die right behind the marker: no message would be left.
+                await _send_late_cleanup(runtime, key)
+        except ChainMoved:
+            continue
+        return
 
 
 async def refuse_deleted(runtime: Runtime, key: str, conversation_id: str) -> None:
@@ -152,13 +164,14 @@ async def add_items(
     chain = (await _existing(runtime, principal, conversation_id)).chain
     key, mark = chain.partition_key, _mark()
     kept = await _as_kept(runtime, key, principal, given)
-    stored = await _stored(runtime, key, kept)
     while True:
+        stored = await _stored(runtime, key, kept)
         batch = ItemBatch(partition_key=key, number=chain.turns + 1, items=stored)
         try:
             await _patiently(runtime, rows_of(runtime).append, batch, chain, mark=mark)
         except ChainMoved:
-            chain = await _moved(runtime, principal, conversation_id, chain, stored)
+            await rows_of(runtime).forget(stored)
+            chain = await _moved(runtime, principal, conversation_id, chain)
             continue
         return list_object(kept)
 
@@ -192,7 +205,7 @@ async def delete_item(runtime: Runtime, principal: str, conversation_id: str, it
         ConversationNotFound: There is none for this principal.
         ConversationItemNotFound: It has no such item.
     """
-    key, storage = key_of(principal, conversation_id), rows_of(runtime)
+    storage = rows_of(runtime)
     removed = False
     while True:
         found, place = await read_whole(partial(_place, runtime, principal, conversation_id, item_id))
@@ -204,9 +217,7 @@ async def delete_item(runtime: Runtime, principal: str, conversation_id: str, it
                 if batch is None:
                     await _patiently(runtime, storage.leave_out, item_id, chain, mark=_mark())
                 else:
-                    smaller = replace(batch, items=await _stored(runtime, key, place.others))
-                    await _patiently(runtime, storage.rewrite, smaller, chain, mark=_mark())
-                    await storage.forget(batch.items)
+                    await _shrink(runtime, batch, place.others, chain)
             except ChainMoved:
                 continue
             removed = True
@@ -292,20 +303,13 @@ def _shown(row: ConversationRow) -> dict[str, Any]:
     return conversation_object(row.id, row.created_at, jsonio.loads(row.metadata))
 
 
-async def _moved(
-    runtime: Runtime, principal: str, conversation_id: str, known: ChainRow, stored: StoredPayload
-) -> ChainRow:
+async def _moved(runtime: Runtime, principal: str, conversation_id: str, known: ChainRow) -> ChainRow:
     """The chain as it is now, after others changed it."""
-    storage = rows_of(runtime)
-    try:
-        chain = (await _existing(runtime, principal, conversation_id)).chain
-    except ConversationNotFound:
-        await storage.forget(stored)
-        raise
+    chain = (await _existing(runtime, principal, conversation_id)).chain
     if chain.etag != known.etag:
         return chain
     # The next number is taken: the chain was made anew, and has to go on counting where the last one ended.
-    found = await storage.partition(chain.partition_key)
+    found = await rows_of(runtime).partition(chain.partition_key)
     entries: list[Entry] = [*found.rows, *found.batches]
     numbers = [chain.turns, *map(number_of, entries)]
     return replace(found.head.chain, turns=max(numbers))
@@ -319,8 +323,26 @@ async def _as_kept(runtime: Runtime, key: str, principal: str, given: list[dict[
     return numbered(whole, key.rpartition("-")[2])
 
 
-async def _stored(runtime: Runtime, key: str, kept: list[dict[str, Any]]) -> StoredPayload:
-    return await runtime.storage.payloads.put(key, CONVERSATION_ROW, "items", jsonio.dumps(kept))
+async def _stored(
+    runtime: Runtime, key: str, kept: list[dict[str, Any]], *, instead_of: StoredPayload | None = None
+) -> StoredPayload:
+    """Items for a row that is written under the chain as it was read before, and not otherwise."""
+    data = jsonio.dumps(kept)
+    if len(data) > INLINE_LIMIT or (instead_of is not None and instead_of.blob is not None):
+        await _send_late_cleanup(runtime, key)
+    return await runtime.storage.payloads.put(key, CONVERSATION_ROW, "items", data)
+
+
+async def _shrink(runtime: Runtime, batch: ItemBatch, others: list[dict[str, Any]], chain: ChainRow) -> None:
+    """Leave only these others in a batch. Raises `ChainMoved`."""
+    storage = rows_of(runtime)
+    smaller = replace(batch, items=await _stored(runtime, batch.partition_key, others, instead_of=batch.items))
+    try:
+        await _patiently(runtime, storage.rewrite, smaller, chain, mark=_mark())
+    except ChainMoved:
+        await storage.forget(smaller.items)
+        raise
+    await storage.forget(batch.items)
 
 
 async def _all_items(runtime: Runtime, principal: str, conversation_id: str) -> list[dict[str, Any]]:
@@ -345,6 +367,26 @@ async def _send_cleanup(runtime: Runtime, key: str, *, delay: float = _CLEAN_UP_
     await runtime.storage.work.send_cleanup(tenant_in(key), address, delay=delay, late=late)
 
 
+async def _send_late_cleanup(runtime: Runtime, key: str) -> None:
+    await _send_cleanup(runtime, key, delay=runtime.settings.last_look_after, late=True)
+
+
 async def _delete_items(runtime: Runtime, key: str) -> None:
     await rows_of(runtime).clean_up(key)
     await runtime.storage.payloads.delete_all(key, CONVERSATION_ROW)
+
+
+async def _delete_unnamed(runtime: Runtime, head: Head) -> None:
+    """Delete the blobs of items that no row names. Raises `ChainMoved`."""
+    key, storage = head.chain.partition_key, rows_of(runtime)
+    blobs = await runtime.storage.payloads.names(key, CONVERSATION_ROW)
+    named = {batch.items.blob for batch in await storage.batches(key)} if blobs else set()
+    unnamed = [blob for blob in blobs if blob not in named]
+    if not unnamed:
+        return
+    if head.exists:
+        await runtime.storage.chains.replace(head.chain)
+    else:  # who made it may only sleep, and would make it with items that are gone
+        await storage.mark_deleted(head, mark=_mark())
+    for blob in unnamed:
+        await storage.forget(StoredPayload(blob=blob))

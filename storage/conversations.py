@@ -160,6 +160,11 @@ class Conversations:
             ),
         )
 
+    async def batches(self, partition_key: str) -> tuple[ItemBatch, ...]:
+        """What was put into a conversation. Raises `MalformedRecord`."""
+        call = self._driver.query_entities(RESPONSES, partition_key=partition_key, row_key_prefix=ITEMS_PREFIX)
+        return tuple(map(_batch, await self._seam.run(ConversationOperation.READ, call)))
+
     async def insert(self, conversation: ConversationRow, *, mark: str) -> ConversationRow:
         """Insert the row of a conversation with an id that is new; doing it again with the same mark is fine."""
         operation = _insert(conversation, mark)

@@ -52,10 +52,14 @@ class Payloads:
             except NotFound:
                 return
 
+    async def names(self, partition: str, response_id: str) -> list[str]:
+        """The names of all payload blobs of a response."""
+        call = self._driver.list_blobs(PAYLOADS, f"{partition}/{response_id}/")
+        return await self._seam.run(Operation.PAYLOAD_LIST, call)
+
     async def delete_all(self, partition: str, response_id: str) -> None:
         """Delete every payload blob of a response; what is gone already is fine."""
-        call = self._driver.list_blobs(PAYLOADS, f"{partition}/{response_id}/")
-        for name in await self._seam.run(Operation.PAYLOAD_LIST, call):
+        for name in await self.names(partition, response_id):
             try:
                 await self._seam.run(Operation.PAYLOAD_DELETE, self._driver.delete_blob(PAYLOADS, name))
             except NotFound:

@@ -124,6 +124,11 @@ async def test_costs_are_as_documented() -> None:
         assert operations(server) == {"row.list": 1}
         await ask(server, "DELETE", item)
         assert operations(server) == {"row.list": 1, "conversation.remove": 1}
+        large = await created(server, "x" * 40_000)
+        beside_the_row = {"queue.send_start": 1, "payload.put": 1}
+        assert operations(server) == {**beside_the_row, "conversation.append": 1}
+        await ask(server, "POST", f"/conversations/{large}/items", json={"items": [user("x" * 40_000)]})
+        assert operations(server) == {**beside_the_row, "conversation.read": 1, "conversation.append": 1}
         await server.post(input="x", conversation="named")
         await server.engine.runtime.worker.stop()
         operations(server)
