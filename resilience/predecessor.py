@@ -6,11 +6,16 @@ from storage.rows import ResponseRow
 
 
 async def undeleted_before(runtime: Runtime, row: ResponseRow) -> str:
-    """The id of the turn before this one, deleted ones passed over; "" if there is none."""
+    """The id of the turn before this one, deleted ones passed over; "" if there is none, or it has expired.
+
+    It may expire meanwhile. Then the chain is written too, and a write of the chain as it was read before is refused.
+    """
     previous = row.previous_response_id
     while previous:
         earlier = await read_row(runtime.storage, row.partition_key, previous)
-        if earlier is None or not earlier.deleted:
+        if earlier is None:
+            return ""
+        if not earlier.deleted:
             return previous
         row = earlier
         previous = row.previous_response_id

@@ -253,23 +253,20 @@ class Chains:
         await self._change(Operation.ROW_DELETE, operation, row, chain, uuid.uuid4().hex)
 
     async def delete_turn(self, row: ResponseRow, chain: ChainRow) -> None:
-        """Delete the row of an ended turn, and its chain if that was its newest turn and nothing runs or waits.
+        """Delete the row of an ended turn, and its chain if nothing is left that runs, waits or can be continued.
 
-        The chain of a conversation stays: it goes with the conversation.
+        A chain that stays does not name the turn any more, and is written in any case: who found the turn there and
+        is about to name it is refused. The chain of a conversation stays as it is: it goes with the conversation.
 
         Raises `PreconditionFailed`, `NotFound`, `ChainMoved` as `replace_row` does.
         """
         operation = Delete(row.partition_key, row_key(row.id), row.etag)
         kept = row.conversation or chain.has_items or chain.deleted
-        left = replace(
-            chain,
-            last="" if chain.last == row.id else chain.last,
-            alternate="" if chain.alternate == row.id else chain.alternate,
-        )
-        if kept or not chain.etag or chain.unfinished or (left == chain and (left.last or left.alternate)):
+        if kept or not chain.etag:
             await self._seam.run(Operation.ROW_DELETE, self._driver.delete_entity(RESPONSES, operation))
             return
-        if left.last or left.alternate:
+        left = chain.continued_from("", instead_of=row.id)
+        if left.unfinished or left.last or left.alternate:
             await self.delete_row(row, left)
             return
         both = [operation, Delete(chain.partition_key, chain.key, chain.etag)]

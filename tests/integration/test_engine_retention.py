@@ -11,6 +11,7 @@ import pytest
 
 from protocol import ids
 from protocol.errors import ConversationLocked
+from resilience.context import ResponseContext
 from resilience.dispatch import Disposition
 from resilience.options import ResponsesServerOptions
 from resilience.placement import partition_key, tenant_of
@@ -28,7 +29,7 @@ from storage.seam import Fault, FaultKind, Moment
 from tests.support.engines import PRINCIPAL, Fleet, Host, HostGone, background, fleet, until
 from tests.support.handlers import Teller
 from tests.support.invariants import check_nothing_left
-from tests.support.turns import Turns, until_opened
+from tests.support.turns import Turns, until_opened, until_told
 from tests.support.virtual_time import VirtualTimeLoop
 
 EVENT_LOOP = VirtualTimeLoop
@@ -36,6 +37,8 @@ EVENT_LOOP = VirtualTimeLoop
 HOUR = 3600.0
 HOURS = 2 / 24
 """The days of retention in these tests: hours, for waiting costs polls."""
+
+STEERABLE = ResponsesServerOptions(resilient_background=True, steerable_conversations=True)
 
 LARGE = "x" * 40_000
 """Enough for a request that is stored beside its row."""
@@ -311,6 +314,77 @@ async def test_ten_thousand_expired_responses_are_deleted_in_bounded_batches_and
         assert await expire_all(host) <= 12
         assert left(hosts) == {}
         assert EXPIRY not in left(hosts)
+
+
+async def keep_a_note(turns: Turns, request: dict[str, Any], context: ResponseContext, signal: asyncio.Event) -> None:
+    context.conversation_chain_metadata["note"] = "what the user said"
+
+
+async def two_turns_the_first_due(host: Host) -> tuple[str, str]:
+    """A turn and one that continues it, which ended later: it is not due when the first one is."""
+    first = (await host.create({"input": "first"}))["id"]
+    await host.fleet.quiet()
+    await asyncio.sleep(2 * HOUR)
+    second = (await host.create({"input": "second", "previous_response_id": first}))["id"]
+    await host.fleet.quiet()
+    await asyncio.sleep(1.2 * HOUR)
+    return first, second
+
+
+async def test_nothing_is_left_of_a_chain_whose_newest_turn_is_deleted_after_the_one_before_it_expired() -> None:
+    async with fleet(Turns(keep_a_note)) as hosts:
+        host = hosts.host(options=STEERABLE, retention_days=HOURS)
+        first, second = await two_turns_the_first_due(host)
+        await expire_all(host)
+        assert await hosts.row(first) is None
+        await host.delete(second)
+        await hosts.quiet()
+        await asyncio.sleep(3.1 * HOUR)
+        await expire_all(host)
+        assert left(hosts) == {}
+
+
+async def test_nothing_is_left_of_a_chain_whose_newest_turn_is_deleted_while_the_one_before_it_expires() -> None:
+    async with fleet(Turns(keep_a_note)) as hosts:
+        host, other = (hosts.host(options=STEERABLE, retention_days=HOURS) for _ in range(2))
+        first, second = await two_turns_the_first_due(host)
+        reached = host.pause_at("row.replace")
+        deleting = asyncio.ensure_future(host.delete(second))
+        await reached.wait()
+        await expire_all(other)
+        assert await hosts.row(first) is None
+        host.resume()
+        await deleting
+        await hosts.quiet()
+        await asyncio.sleep(3.1 * HOUR)
+        await expire_all(host)
+        assert left(hosts) == {}
+
+
+async def test_nothing_is_left_of_a_chain_whose_newest_turn_is_taken_back_after_the_one_before_it_expired() -> None:
+    gone = asyncio.Event()
+
+    async def disconnected() -> bool:
+        return gone.is_set()
+
+    turns = Turns(keep_a_note)
+    async with fleet(turns) as hosts:
+        host = hosts.host(options=STEERABLE, retention_days=HOURS, handover_after=100 * HOUR)
+        first = (await host.create({"input": "first"}))["id"]
+        await asyncio.sleep(2 * HOUR)
+        turns.act = until_told
+        request = {"input": "second", "previous_response_id": first}
+        asking = asyncio.ensure_future(host.create(request, disconnected=disconnected))
+        await asyncio.sleep(1.2 * HOUR)
+        await expire_all(host)
+        assert await hosts.row(first) is None
+        assert not asking.done()
+        gone.set()
+        await asyncio.gather(asking, return_exceptions=True)
+        await hosts.quiet()
+        await asyncio.sleep(3.1 * HOUR)
+        await expire_all(host)
+        assert left(hosts) == {}
 
 
 class Protecting:
