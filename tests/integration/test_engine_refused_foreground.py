@@ -10,7 +10,7 @@ from storage.driver import CONTAINERS
 from storage.errors import StorageError
 from storage.memory import MemoryDriver
 from storage.seam import Fault, FaultKind
-from tests.support.engines import Fleet, fleet
+from tests.support.engines import PRINCIPAL, Fleet, fleet
 from tests.support.handlers import Teller
 from tests.support.invariants import check_nothing_recorded
 from tests.support.virtual_time import VirtualTimeLoop
