@@ -18,7 +18,7 @@ a conversation, or if chains are steerable; every other response is a chain of i
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protocol.errors import (
     ConversationForkNotSupported,
@@ -89,7 +89,8 @@ def join(chain: ChainRow, record: RequestRecord, options: ResponsesServerOptions
             raise ConversationLocked
         if len(chain.pending) >= MAX_PENDING:
             raise ConversationQueueFull
-    joined = chain.with_turn(record.response_id, foreground=foreground, previous=previous)
+    own = replace(chain, of_conversation=chain.of_conversation or bool(record.conversation))
+    joined = own.with_turn(record.response_id, foreground=foreground, previous=previous)
     return Joining(joined, joined.turns, chain.active is not None)
 
 

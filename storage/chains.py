@@ -4,7 +4,7 @@ Format: table `responses`, partition of the chain's responses, row `chain` for t
 turns share it) or `chain-{response id}` for a response that is a chain of its own. Properties: `v`, `last`,
 `alternate` and `ending` (response ids, "" for none), `turns` (how many were ever admitted), `active` and `pending`
 (JSON lists of `[id, number, foreground, previous]`, oldest first; `active` has at most one), `metadata` (the handlers'
-values, JSON), `has_items`, `deleted` and `deleted_by` (see `storage.conversations`).
+values, JSON), `of_conversation`, `deleted` and `deleted_by` (see `storage.conversations`).
 Concurrency: every change is a compare-and-swap on the etag, and goes with the change of the response that causes it
 in one transaction: both are stored or neither. Each write carries a mark, by which a refused repetition of a write
 that was stored is known (see `storage.rows`).
@@ -46,7 +46,7 @@ class ChainRow:
         active: The turn whose handler may run, as soon as no other is ending.
         pending: The turns that wait for it, in their order.
         turns: How many turns were ever admitted, counted together with what was put into the conversation.
-        has_items: Items were put into the conversation, whose numbers this chain counts.
+        of_conversation: A turn with a conversation has joined, or items were put into one. It goes with that one.
         deleted: The conversation was deleted; no turn joins any more.
         deleted_by: The mark of the write that deleted it.
     """
@@ -61,7 +61,7 @@ class ChainRow:
     pending: tuple[Turn, ...] = ()
     turns: int = 0
     metadata: bytes = b""
-    has_items: bool = False
+    of_conversation: bool = False
     deleted: bool = False
     deleted_by: str = ""
 
@@ -148,7 +148,7 @@ def chain_properties(chain: ChainRow) -> dict[str, Value | None]:
         "active": _listed(() if chain.active is None else (chain.active,)),
         "pending": _listed(chain.pending),
         "metadata": chain.metadata,
-        "has_items": chain.has_items,
+        "of_conversation": chain.of_conversation,
         "deleted": chain.deleted,
         "deleted_by": chain.deleted_by,
     }
@@ -177,7 +177,7 @@ def chain_from_entity(entity: Entity) -> ChainRow:
         pending=pending,
         turns=turns,
         metadata=metadata,
-        has_items=properties.get("has_items") is True,
+        of_conversation=properties.get("of_conversation") is True,
         deleted=properties.get("deleted") is True,
         deleted_by=str(properties.get("deleted_by", "")),
     )
@@ -261,8 +261,7 @@ class Chains:
         Raises `PreconditionFailed`, `NotFound`, `ChainMoved` as `replace_row` does.
         """
         operation = Delete(row.partition_key, row_key(row.id), row.etag)
-        kept = row.conversation or chain.has_items or chain.deleted
-        if kept or not chain.etag:
+        if chain.of_conversation or chain.deleted or not chain.etag:
             await self._seam.run(Operation.ROW_DELETE, self._driver.delete_entity(RESPONSES, operation))
             return
         left = chain.continued_from("", instead_of=row.id)

@@ -9,8 +9,9 @@ Format: table `responses`, partition of the conversation's responses. All rows c
   from the counter `turns` of the chain. `put_by` is the mark of the write that put them in, which stays when one of
   them is taken out.
 - `gone-{digest}`: the item of a turn with an id of that digest is no longer part of the conversation.
-- `chain` (see `storage.chains`), with `has_items` true once items were put in; with `deleted` true the conversation
-  is gone for good, and this is the only row of it that stays. `deleted_by` is the mark of the write that deleted it.
+- `chain` (see `storage.chains`), with `of_conversation` true once a turn with the conversation joined or items were
+  put in; with `deleted` true the conversation is gone for good, and this is the only row of it that stays. `deleted_by`
+  is the mark of the write that deleted it.
 
 Payloads over the limit are blobs `{partition}/conversation/items-{random}`.
 
@@ -318,7 +319,7 @@ def _batch_properties(batch: ItemBatch, mark: str) -> dict[str, str | int | byte
 
 def _counting(chain: ChainRow) -> TableOperation:
     # A mark of its own: who wrote the chain before must not take it for theirs, with another count of turns.
-    properties = chain_properties(chain) | {"has_items": True, "mark": uuid.uuid4().hex}
+    properties = chain_properties(chain) | {"of_conversation": True, "mark": uuid.uuid4().hex}
     if not chain.etag:
         return Insert(chain.partition_key, CHAIN_ROW, properties)
     return Update(chain.partition_key, CHAIN_ROW, properties, chain.etag)

@@ -11,6 +11,7 @@ import pytest
 
 from protocol import ids
 from protocol.errors import ConversationLocked
+from resilience import conversations
 from resilience.context import ResponseContext
 from resilience.dispatch import Disposition
 from resilience.options import ResponsesServerOptions
@@ -385,6 +386,25 @@ async def test_nothing_is_left_of_a_chain_whose_newest_turn_is_taken_back_after_
         await asyncio.sleep(3.1 * HOUR)
         await expire_all(host)
         assert left(hosts) == {}
+
+
+@pytest.mark.parametrize("how", ["deleted", "followed"])
+async def test_a_conversation_outlives_its_turns_though_the_newest_one_does_not_name_it(how: str) -> None:
+    async with fleet(Turns(keep_a_note)) as hosts:
+        host = hosts.host(options=STEERABLE, retention_days=HOURS)
+        made = [(await host.create({"input": "first", "conversation": "talk"}))["id"]]
+        if how == "deleted":
+            await host.delete(made[0])
+        else:
+            made.append((await host.create({"input": "second", "previous_response_id": made[0]}))["id"])
+        await hosts.quiet()
+        await asyncio.sleep(3.1 * HOUR)
+        await expire_all(host)
+        assert [await hosts.row(each) for each in made] == [None] * len(made)
+        shown = await host.inside(conversations.get(host.engine.runtime, PRINCIPAL, "talk"))
+        assert shown["id"] == "talk"
+        chain = await hosts.storage.chains.read(conversations.key_of(PRINCIPAL, "talk"))
+        assert b"what the user said" in chain.metadata
 
 
 class Protecting:

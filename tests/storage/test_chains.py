@@ -29,6 +29,7 @@ FULL = ChainRow(
     pending=(Turn("resp_2", 2, False, "resp_1"), Turn("resp_3", 3, True, "resp_2")),
     turns=4,
     metadata=b'{"":{"\xc3\xbc":1}}',
+    of_conversation=True,
 )
 
 
