@@ -3,10 +3,12 @@
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from azure.core.exceptions import ServiceRequestError, ServiceResponseError
 
 from protocol import sse
 from protocol.response import strip_internal
@@ -35,7 +37,16 @@ from tests.support.turn_journal import Entry, read_entries
 
 type Json = dict[str, Any]
 
-AT_ONCE = 8
+AT_ONCE = 4
+"""Responses that are judged together: the emulator is a single process, and other work may go on beside it."""
+
+PATIENCE_SECONDS = 120.0
+"""So long storage is asked again for what one response is judged by; the judge's own reads say nothing of the hosts."""
+
+ASK_AGAIN_SECONDS = 2.0
+UNANSWERED = (StorageUnavailable, ServiceRequestError, ServiceResponseError)
+"""The latter two where the storage client is used without the driver."""
+
 REST_SECONDS = 240.0
 REST_LOOK_SECONDS = 5.0
 UNHEARD = ("exception was never retrieved", "was never awaited", "Unclosed")
@@ -71,8 +82,8 @@ async def rest(storage: Storage, environment: dict[str, str], say: Callable[[str
     while True:
         try:
             left = await left_to_do(storage, environment)
-        except StorageUnavailable as error:  # an emulator out of breath says nothing about the hosts
-            left = [f"storage: {error.__cause__!r}"]
+        except UNANSWERED as error:  # an emulator out of breath says nothing about the hosts
+            left = [f"storage: {error.__cause__ or error!r}"]
         if not left:
             return []
         if asyncio.get_running_loop().time() > deadline:
@@ -94,6 +105,8 @@ class Judge:
         self.evidence = Evidence.read(logs)
         self._causes = Causes(troubles, self.evidence)
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._is_silent = False
+        """Storage did not answer for a whole `PATIENCE_SECONDS`; until it does, nothing is waited for any more."""
         self.violations: list[Violation] = []
         self.outcomes: defaultdict[str, int] = defaultdict(int)
         self.turns = 0
@@ -111,8 +124,7 @@ class Judge:
             self._say(each.response_id, each.mode, each.wrong)
             if each.response_id:
                 heard_of[each.response_id].append(each)
-        entities = await self._storage.driver.query_entities(RESPONSES, row_key_prefix=ROW_PREFIX)
-        rows = {row.id: row for row in map(row_from_entity, entities)}
+        rows = await self._rows()
         for response_id in self._journal:
             self._check_entries(response_id, rows.get(response_id))
         checks = [self._judge(one) for each in heard_of.values() for one in each]
@@ -120,17 +132,55 @@ class Judge:
         checks += [self._judge_chain(key, turns) for key, turns in _chains(rows.values())]
         await asyncio.gather(*checks)
 
+    async def _rows(self) -> dict[str, ResponseRow]:
+        rows: dict[str, ResponseRow] = {}
+
+        async def read() -> None:
+            entities = await self._storage.driver.query_entities(RESPONSES, row_key_prefix=ROW_PREFIX)
+            rows.update((row.id, row) for row in map(row_from_entity, entities))
+
+        await self._hold(read, "", "what is stored")
+        return rows
+
+    async def _hold(self, check: Callable[[], Awaitable[None]], response_id: str, mode: str) -> None:
+        """Note what a check finds; one that storage left without an answer has found nothing, and passed nothing."""
+        async with self._slots:
+            try:
+                await self._patiently(check)
+            except AssertionError as error:
+                self._say(response_id, mode, [str(error)[:2000]])
+            except Exception as error:
+                self._say(response_id, mode, [f"it cannot be judged: {error!r}"])
+
+    async def _patiently(self, check: Callable[[], Awaitable[None]]) -> None:
+        loop_time = asyncio.get_running_loop().time
+        deadline = loop_time() + PATIENCE_SECONDS
+        while True:
+            try:
+                await check()
+            except UNANSWERED:
+                if self._is_silent or loop_time() >= deadline:
+                    self._is_silent = True
+                    raise
+            except BaseException:
+                self._is_silent = False
+                raise
+            else:
+                self._is_silent = False
+                return
+            await asyncio.sleep(ASK_AGAIN_SECONDS)
+
     async def _judge_chain(self, key: str, turns: Mapping[str, ResponseRow]) -> None:
         """V9; a turn may have been entered again as often as there was a cause, which `_check_entries` looks for."""
         self.turns += len(turns)
         self.chains += 1
-        async with self._slots:
-            try:
-                spans = self._spans(turns)
-                crashes = max(len(self._caused(turn)) for turn in turns)
-                await assert_chain(self._storage, PRINCIPAL, next(iter(turns)), spans, crashes=crashes)
-            except AssertionError as error:
-                self._say(max(turns, key=lambda each: turns[each].turn), f"chain {key}", [str(error)[:2000]])
+
+        async def check() -> None:
+            spans = self._spans(turns)
+            crashes = max(len(self._caused(turn)) for turn in turns)
+            await assert_chain(self._storage, PRINCIPAL, next(iter(turns)), spans, crashes=crashes)
+
+        await self._hold(check, max(turns, key=lambda each: turns[each].turn), f"chain {key}")
 
     def _spans(self, turns: Mapping[str, ResponseRow]) -> list[Span]:
         """The entries that count for the order of turns.
@@ -192,22 +242,15 @@ class Judge:
         self.violations += [Violation(response_id, mode, each) for each in what]
 
     async def _judge(self, told: Told) -> None:
-        async with self._slots:
-            try:
-                await self._compare(told)
-            except AssertionError as error:
-                self._say(told.response_id, told.mode, [str(error)[:2000]])
-            except Exception as error:
-                self._say(told.response_id, told.mode, [f"it cannot be judged: {error!r}"])
+        await self._hold(lambda: self._compare(told), told.response_id, told.mode)
 
     async def _judge_unheard(self, response_id: str) -> None:
-        async with self._slots:
-            try:
-                stored = await check_response(self._storage, PRINCIPAL, response_id)
-                self.outcomes[f"unheard of, {stored.row.status}"] += 1
-                self._check_story(stored)
-            except AssertionError as error:
-                self._say(response_id, "unheard of", [str(error)[:2000]])
+        async def check() -> None:
+            stored = await check_response(self._storage, PRINCIPAL, response_id)
+            self.outcomes[f"unheard of, {stored.row.status}"] += 1
+            self._check_story(stored)
+
+        await self._hold(check, response_id, "unheard of")
 
     async def _compare(self, told: Told) -> None:
         assert len(told.ids) <= 1, f"I1: one key, {told.ids}"

@@ -1,5 +1,6 @@
 """The judge of a run of chaos, before real responses with made-up journals, troubles and logs."""
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -10,10 +11,11 @@ import pytest
 
 from protocol import sse
 from resilience.options import ResponsesServerOptions
+from storage.seam import Fault
 from tests.chaos.__main__ import shortfalls
 from tests.chaos.agent import handler
 from tests.chaos.hosts import BY_ITSELF, KILL, Trouble
-from tests.chaos.judge import Judge
+from tests.chaos.judge import AT_ONCE, PATIENCE_SECONDS, Judge
 from tests.chaos.test_evidence import logged
 from tests.chaos.traffic import Told
 from tests.chaos.troubles import PRINCIPAL
@@ -208,6 +210,51 @@ async def test_what_ends_or_fails_by_itself_is_a_defect(hosts: Fleet, tmp_path: 
 
 def _with_exception(record: logging.LogRecord, text: str) -> str:
     return json.dumps({**json.loads(logged(record.getMessage())), "exception": text})
+
+
+async def test_a_storage_that_was_out_of_breath_is_asked_again_until_the_response_is_judged(
+    hosts: Fleet, tmp_path: Path
+) -> None:
+    one = host(hosts)
+    turns = [await told_of(hosts, one, conversation="talk") for _ in range(2)]
+    await hosts.resting()
+    for turn in turns:
+        turn.conversation = "talk"
+    journal = {**entered(turns[0].response_id, FIRST, ended=True), **entered(turns[1].response_id, FIRST, ended=True)}
+    journal[turns[1].response_id][0].at, journal[turns[1].response_id][0].ended = 120.0, 121.0
+    fault = hosts.storage.seam.inject(Fault(operation="*", kind="before", times=20))
+    judge = Judge(hosts.storage, journal, [], tmp_path)
+    await judge.all(turns)
+    assert fault.hits == 20
+    assert not judge.violations
+    assert dict(judge.outcomes) == {"completed": 2}
+    assert (judge.turns, judge.chains) == (2, 1)
+
+
+async def test_a_response_that_nobody_heard_of_is_judged_as_patiently(hosts: Fleet, tmp_path: Path) -> None:
+    told = await told_of(hosts, host(hosts))
+    hosts.storage.seam.inject(Fault(operation="*", kind="before", times=20))
+    judge = Judge(hosts.storage, entered(told.response_id, FIRST), [], tmp_path)
+    await judge.all([])
+    assert not judge.violations
+    assert dict(judge.outcomes) == {"unheard of, completed": 1}
+
+
+async def test_a_storage_that_never_answers_leaves_nothing_judged_and_is_not_waited_for_twice(
+    hosts: Fleet, tmp_path: Path
+) -> None:
+    one = host(hosts)
+    told = [await told_of(hosts, one) for _ in range(3 * AT_ONCE)]
+    hosts.storage.seam.inject(Fault(operation="*", kind="before"))
+    judge = Judge(hosts.storage, {}, [], tmp_path)
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    await judge.all(told)
+    waited = clock() - began
+    assert {violation.response_id for violation in judge.violations} == {each.response_id for each in told}
+    assert all(violation.what.startswith("it cannot be judged: ") for violation in judge.violations)
+    assert not judge.outcomes
+    assert PATIENCE_SECONDS <= waited < 2 * PATIENCE_SECONDS, "each was asked for, and all of them were waited for once"
 
 
 def test_a_run_of_too_few_kills_or_responses_proves_nothing() -> None:
