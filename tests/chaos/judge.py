@@ -50,10 +50,13 @@ UNANSWERED = (StorageUnavailable, ServiceRequestError, ServiceResponseError)
 REST_SECONDS = 240.0
 REST_LOOK_SECONDS = 5.0
 UNHEARD = ("exception was never retrieved", "was never awaited", "Unclosed")
-BROKE_OFF = "the run broke off"
-SILENCE = "StorageUnavailable"
-"""The one thing a run may break off for."""
+BROKEN = re.compile(r"response \w+: (?:the run|a stream) broke off|request \S+(?: failed|: the stream broke off)")
+"""A run, a stream or a request that ended for an exception, whatever its client was told."""
 
+SILENCE = "StorageUnavailable"
+"""The one thing they may end for, and the one exception that a log may show at all: no handler here raises any."""
+
+_TRACEBACK = "Traceback (most recent call last):"
 FAILED = re.compile(r"(\w+) failed, [\d.]+ ms: (\w+)")
 MAY_FAIL_WITH = (SILENCE, "CancelledError")
 """What an invocation may end with: the latter at the end of its process."""
@@ -235,7 +238,7 @@ class Judge:
                 failed = FAILED.match(said.message)
                 if failed is not None and failed[2] not in MAY_FAIL_WITH:
                     self._say(said.response_id, path.name, [said.message])
-                if BROKE_OFF in said.message and SILENCE not in said.exception:
+                if (said.exception or BROKEN.match(said.message)) and raised(said.exception) != SILENCE:
                     self._say(said.response_id, path.name, [f"{said.message}\n{said.exception}"])
 
     def _say(self, response_id: str, mode: str, what: Sequence[str]) -> None:
@@ -313,6 +316,15 @@ class Judge:
         entries = self._journal.get(row.id, [])
         caused = self._causes.of_failure(reason, row.id, row.created_at, entries)
         assert caused, f"R5: {reason}, but nothing was done that leads to it; entries: {entries}"
+
+
+def raised(trace: str) -> str:
+    """The class of the exception that a logged traceback ends with, whatever it was raised from; "" without one."""
+    last = trace.rpartition(_TRACEBACK)[2]
+    for line in last.splitlines():
+        if line and not line.startswith(" "):  # the stack is indented, and a message may have lines of its own
+            return line.partition(":")[0].rpartition(".")[2]
+    return ""
 
 
 def _chains(rows: Iterable[ResponseRow]) -> list[tuple[str, dict[str, ResponseRow]]]:

@@ -3,14 +3,17 @@
 import asyncio
 import json
 import logging
+import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from api.logs import JsonFormatter
 from protocol import sse
 from resilience.options import ResponsesServerOptions
+from storage.errors import StorageUnavailable
 from storage.seam import Fault
 from tests.chaos.__main__ import shortfalls
 from tests.chaos.agent import handler
@@ -206,6 +209,56 @@ async def test_what_ends_or_fails_by_itself_is_a_defect(hosts: Fleet, tmp_path: 
     assert await violations(hosts, tmp_path)
     log.write_text(logged("sweep failed, 27.5 ms: StorageUnavailable: ledger.time: Storage did not answer"))
     assert not await violations(hosts, tmp_path)
+
+
+def a_log(message: str, *raised: str) -> str:
+    """A line, and the traceback of exceptions each of which was raised while the one before was handled."""
+    try:
+        _raise(*raised)
+    except Exception:
+        record = logging.LogRecord("api", logging.ERROR, "", 0, message, (), sys.exc_info())
+    return JsonFormatter().format(record)
+
+
+def _raise(*names: str) -> None:
+    *before, name = names
+    error = {"StorageUnavailable": StorageUnavailable, "KeyError": KeyError}[name]("first line\nStorageUnavailable: x")
+    try:
+        if before:
+            _raise(*before)
+    except Exception as cause:
+        raise error from cause
+    raise error
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "request 4b1c-77 failed",
+        "request 4b1c-77: the stream broke off",
+        "response resp_1: a stream broke off",
+        "response resp_1: the run broke off",
+        "starting-resp_1 failed",
+    ],
+)
+async def test_an_exception_in_a_log_is_a_defect_unless_storage_was_silent(
+    hosts: Fleet, tmp_path: Path, message: str
+) -> None:
+    log = tmp_path / f"http-1-{FIRST}.log"
+    for raised in (["KeyError"], ["StorageUnavailable", "KeyError"]):
+        log.write_text(a_log(message, *raised))
+        (found,) = await violations(hosts, tmp_path)
+        assert found.startswith(f"{message}\n"), "it names the line and shows the traceback"
+        assert "KeyError" in found
+    for raised in (["StorageUnavailable"], ["KeyError", "StorageUnavailable"]):
+        log.write_text(a_log(message, *raised))
+        assert not await violations(hosts, tmp_path)
+
+
+@pytest.mark.parametrize("message", ["request 4b1c-77 failed", "response resp_1: the run broke off"])
+async def test_what_broke_off_and_nobody_says_why_is_a_defect(hosts: Fleet, tmp_path: Path, message: str) -> None:
+    (tmp_path / f"http-1-{FIRST}.log").write_text(logged(message))
+    assert await violations(hosts, tmp_path)
 
 
 def _with_exception(record: logging.LogRecord, text: str) -> str:
