@@ -103,6 +103,7 @@ class Line:
             body = await request.read()
             fate = self._fate(weather)
             if fate == "refused":
+                self.failed += 1
                 return web.Response(status=self._chance.choice(REFUSALS), body=BUSY, content_type="application/xml")
             if weather.hold and request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
                 await asyncio.sleep(weather.hold)
@@ -117,7 +118,6 @@ class Line:
     def _fate(self, weather: Weather) -> str:
         if not weather.storm or self._chance.random() >= weather.storm:
             return "clear"
-        self.failed += 1
         return self._chance.choice(("refused", "lost"))
 
     async def _forward(self, request: web.BaseRequest, port: int, body: bytes) -> web.StreamResponse:
