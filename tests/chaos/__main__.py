@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from tests.chaos.hosts import ROLES, Slot, Trouble
 from tests.chaos.judge import Judge, Violation, read_journal, rest
 from tests.chaos.line import Line
 from tests.chaos.traffic import Traffic, client, per_mode
-from tests.chaos.troubles import Troubles, merged
+from tests.chaos.troubles import WEIGHTS, Troubles, merged
 from tests.support.azurite import AzuriteServer
 from tests.support.host import ROOT, until
 from tests.support.invariants import read_stored
@@ -36,6 +36,9 @@ FULL_SECONDS = 1800.0
 LEAST_KILLS = 300
 LEAST_RESPONSES = 1500
 """In a full run; in a shorter one proportionally less."""
+
+FENCED = ("appends refused", "status writes refused")
+"""What the logs have to tell of in a full run: without them no fence was tried (R4)."""
 
 RATE = 1.6
 """Clients per second."""
@@ -144,6 +147,21 @@ class Run:
     def responses(self) -> int:
         return sum(told.answered for told in self.traffic.told)
 
+    @property
+    def failed_calls(self) -> int:
+        """Storage calls of the hosts."""
+        return sum(slot.line.failed for slot in self.slots)
+
+    @property
+    def happened(self) -> Mapping[str, int]:
+        """How often there was what has to be in a full run."""
+        troubles = {kind: self.made.done[kind] for kind in WEIGHTS}
+        return {
+            **troubles,
+            "storage calls that failed": self.failed_calls,
+            **{each: self.seen[each] for each in FENCED},
+        }
+
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(REPORT_SECONDS)
@@ -156,12 +174,11 @@ class Run:
         """What happened, the one line that counts last."""
         points = Counter(point.rpartition(":")[0] for slot in self.slots for point in slot.points)
         calls = sum(slot.line.calls for slot in self.slots)
-        failed = sum(slot.line.failed for slot in self.slots)
         left = [f"{each.mode} {each.response_id}: {each.what[:300]}" for each in self.violations[:40]]
         return [
             "troubles: " + _counted(self.made.done),
             f"kills at named points: {sum(points.values())}, at {len(points)} points: {_counted(points)}",
-            f"storage calls: {calls}, {failed} of them failed",
+            f"storage calls: {calls}, {self.failed_calls} of them failed",
             f"starts that failed: {sum(slot.failed_starts for slot in self.slots)}",
             "modes: " + _counted(per_mode(self.traffic.told)),
             "outcomes: " + _counted(self.outcomes),
@@ -174,10 +191,21 @@ class Run:
         ]
 
 
-def shortfalls(kills: int, responses: int, least_kills: int, least_responses: int) -> Sequence[str]:
+def shortfalls(had: Mapping[str, int], least: Mapping[str, int]) -> Sequence[str]:
     """What there was too little of for a run to prove anything."""
-    had = (("kills", kills, least_kills), ("responses", responses, least_responses))
-    return [f"too few {what}: {count}, not {least}" for what, count, least in had if count < least]
+    return [f"too few {what}: {had[what]}, not {count}" for what, count in least.items() if had[what] < count]
+
+
+def least_of(seconds: float, least_kills: int | None = None, least_responses: int | None = None) -> Mapping[str, int]:
+    """What has to happen in so many seconds; a full run has to have some of everything."""
+    share = seconds / FULL_SECONDS
+    least = {
+        "kills": int(LEAST_KILLS * share) if least_kills is None else least_kills,
+        "responses": int(LEAST_RESPONSES * share) if least_responses is None else least_responses,
+    }
+    if seconds >= FULL_SECONDS:
+        least |= dict.fromkeys((*WEIGHTS, "storage calls that failed", *FENCED), 1)
+    return least
 
 
 def _counted(counts: "Counter[str] | dict[str, int] | object") -> str:
@@ -207,13 +235,8 @@ def main(seconds: float, seed: int | None, least_kills: int | None, least_respon
     asyncio.run(run.play())
     for line in run.summary():
         click.echo(line)
-    share = seconds / FULL_SECONDS
-    short = shortfalls(
-        run.kills,
-        run.responses,
-        int(LEAST_KILLS * share) if least_kills is None else least_kills,
-        int(LEAST_RESPONSES * share) if least_responses is None else least_responses,
-    )
+    had = {**run.happened, "kills": run.kills, "responses": run.responses}
+    short = shortfalls(had, least_of(seconds, least_kills, least_responses))
     for line in short:
         click.echo(line)
     sys.exit(1 if run.violations or short else 0)

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,15 +14,17 @@ import pytest
 from api.logs import JsonFormatter
 from protocol import sse
 from resilience.options import ResponsesServerOptions
+from storage.connection import SETTING
 from storage.errors import StorageUnavailable
 from storage.seam import Fault
-from tests.chaos.__main__ import shortfalls
+from tests.chaos.__main__ import FULL_SECONDS, LEAST_KILLS, LEAST_RESPONSES, Run, least_of, shortfalls
 from tests.chaos.agent import handler
-from tests.chaos.hosts import BY_ITSELF, KILL, Trouble
+from tests.chaos.hosts import BY_ITSELF, KILL, ROLES, Slot, Trouble
 from tests.chaos.judge import AT_ONCE, PATIENCE_SECONDS, Judge
+from tests.chaos.line import Line
 from tests.chaos.test_evidence import logged
 from tests.chaos.traffic import Told
-from tests.chaos.troubles import PRINCIPAL
+from tests.chaos.troubles import PRINCIPAL, WEIGHTS, Troubles
 from tests.support.engines import Fleet, Host, background, fleet, until
 from tests.support.invariants import View
 from tests.support.turn_journal import Entry
@@ -311,5 +314,27 @@ async def test_a_storage_that_never_answers_leaves_nothing_judged_and_is_not_wai
 
 
 def test_a_run_of_too_few_kills_or_responses_proves_nothing() -> None:
-    assert not shortfalls(4, 20, 4, 20)
-    assert shortfalls(4, 20, 5, 21) == ["too few kills: 4, not 5", "too few responses: 20, not 21"]
+    least = least_of(FULL_SECONDS / 100)
+    assert least == {"kills": 3, "responses": 15}
+    assert not shortfalls({"kills": 3, "responses": 15}, least)
+    assert shortfalls({"kills": 2, "responses": 14}, least) == [
+        "too few kills: 2, not 3",
+        "too few responses: 14, not 15",
+    ]
+    assert least_of(FULL_SECONDS / 100, 1, 2) == {"kills": 1, "responses": 2}
+
+
+@pytest.mark.parametrize("missing", [*WEIGHTS, "storage calls that failed", "appends refused", "status writes refused"])
+def test_a_full_run_without_one_kind_of_trouble_or_of_refusals_proves_nothing(missing: str, tmp_path: Path) -> None:
+    run = Run(FULL_SECONDS, 1, tmp_path)
+    run.slots = [Slot(ROLES[0], Line(None, Random(1)), {SETTING: ""}, tmp_path, Random(1), run.troubles.append)]  # type: ignore[arg-type]
+    run.made = Troubles([], None, Random(1), list, run.troubles.append)  # type: ignore[arg-type]
+    run.made.done.update(WEIGHTS)
+    run.slots[0].line.failed = 1
+    run.seen.update({"appends refused": 1, "status writes refused": 2})
+    had = {"kills": LEAST_KILLS, "responses": LEAST_RESPONSES}
+    assert not shortfalls({**had, **run.happened}, least_of(FULL_SECONDS))
+    del run.made.done[missing], run.seen[missing]
+    run.slots[0].line.failed *= missing != "storage calls that failed"
+    assert shortfalls({**had, **run.happened}, least_of(FULL_SECONDS)) == [f"too few {missing}: 0, not 1"]
+    assert not shortfalls({**had, **run.happened}, least_of(FULL_SECONDS - 1)), "a shorter run may miss it"
