@@ -1,4 +1,5 @@
-"""Why a handler was entered again, and why a response failed: each has a cause that the run knows of, or is a defect.
+"""Why a handler was entered again, a response failed or a stream ended early: each has a cause that the run knows of,
+or is a defect.
 
 What entitles to a second entry (V7) is what happened to the process, or the worker, of the entry before: its process
 ended, its worker was declared dead, it left the run to others, or storage refused its writes although nobody else had
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tests.chaos.evidence import Attempt, Evidence, Refusal
 from tests.chaos.hosts import Trouble
+from tests.chaos.traffic import Cut
 from tests.support.turn_journal import Entry
 
 NOTICE_SECONDS = 2.0
@@ -135,6 +137,20 @@ class Causes:
         attempts = self._evidence.attempts.get(response_id, [])
         had = attempts[:-1] or attempts
         return [Entry("", response_id, each.pid, each.at, is_recovery=False) for each in had]
+
+    # -- streams ----------------------------------------------------------------------------------------------------
+
+    def of_cut(self, response_id: str, cut: Cut) -> bool:
+        """Whether its host had a reason to end a stream in order before its last event.
+
+        It left or ended, or its storage was silent for longer than it has patience for, which it may say itself.
+        """
+        if cut.began <= self._ends.get(cut.pid, math.inf) <= cut.ended + NOTICE_SECONDS:
+            return True
+        if self._hit(cut.pid, (*NO_STORAGE, "leave"), cut.began, cut.ended):
+            return True
+        said = self._evidence.cuts.get(response_id, [])
+        return any(pid == cut.pid and cut.began <= at <= cut.ended + NOTICE_SECONDS for at, pid in said)
 
     # -- what is known of an entry ----------------------------------------------------------------------------------
 

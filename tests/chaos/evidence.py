@@ -26,6 +26,7 @@ _DEAD = re.compile(r"worker (\w+) (?:is dead: \d+ open entries|was declared dead
 _ADOPTED = re.compile(r"worker \w+ is dead: \d+ open entries")
 _REFUSED = re.compile(r"response (\w+): storage refused (a status write|an append) of generation (\d+)")
 _BROKE_OFF = re.compile(r"response (\w+): the run broke off")
+_CUT = re.compile(r"response (\w+): a stream broke off")
 _POISON = re.compile(r"responses-work, received \d+ times, moves to the poison queue")
 _INVOKED = re.compile(r"(\w+) (?:succeeded|failed), ([\d.]+) ms")
 _SLACK = 0.05
@@ -81,6 +82,7 @@ class Evidence:
         attempts: the runs of each response, in their order.
         deaths: when a worker was first said to be dead, by itself or by who adopted its ledger.
         refusals: of each response.
+        cuts: when a stream of a response ended early for a reason that its host tells, and in which process.
         poisoned: when a start message went to the poison queue.
     """
 
@@ -90,6 +92,7 @@ class Evidence:
         self.attempts: defaultdict[str, list[Attempt]] = defaultdict(list)
         self.deaths: dict[str, float] = {}
         self.refusals: defaultdict[str, list[Refusal]] = defaultdict(list)
+        self.cuts: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
         self.poisoned: list[float] = []
         self._workers: defaultdict[int, set[str]] = defaultdict(set)
         self._refused: Counter[str] = Counter()
@@ -130,6 +133,8 @@ class Evidence:
             self._refused[f"{match[2].split()[1]} writes refused".replace("append writes", "appends")] += 1
         elif match := _BROKE_OFF.match(line.message):
             self.refusals[match[1]].append(Refusal(line.at, line.pid, 0, broke_off=True))
+        elif match := _CUT.match(line.message):
+            self.cuts[match[1]].append((line.at, line.pid))
         elif _POISON.search(line.message):
             self.poisoned.append(line.at)
         elif match := _INVOKED.match(line.message):

@@ -124,7 +124,7 @@ class Judge:
         self._check_logs()
         heard_of: defaultdict[str, list[Told]] = defaultdict(list)
         for each in told:
-            self._say(each.response_id, each.mode, each.wrong)
+            self._say(each.response_id, each.mode, [*each.wrong, *self._uncaused_cuts(each)])
             if each.response_id:
                 heard_of[each.response_id].append(each)
         rows = await self._rows()
@@ -220,6 +220,14 @@ class Judge:
             self.reentries[why or "nobody knows why"] += 1
             if not why:
                 self._say(response_id, disposition, [f"V7: nothing was done to {before} until {after}"])
+
+    def _uncaused_cuts(self, told: Told) -> list[str]:
+        """A client that resumes hides a stream that ends too early; a host to which nothing was done ends none."""
+        return [
+            f"V1: a stream ended in order behind {cut.last}, and nothing was done to its host: {cut}"
+            for cut in told.cuts
+            if not self._causes.of_cut(told.response_id, cut)
+        ]
 
     def _check_troubles(self) -> None:
         """A process that ends by itself, at no named point, is a defect."""

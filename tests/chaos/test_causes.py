@@ -7,6 +7,7 @@ import pytest
 from tests.chaos.causes import AFTERMATH_SECONDS, Causes
 from tests.chaos.evidence import ATTEMPT, ENTERED, LEFT, LEFT_AT_SHUTDOWN, Evidence, Line
 from tests.chaos.hosts import BY_ITSELF, CRASH, EXIT, KILL, Trouble
+from tests.chaos.traffic import Cut
 from tests.chaos.troubles import WEIGHTS
 from tests.support.turn_journal import Entry
 
@@ -126,6 +127,45 @@ def test_who_was_hindered_or_declared_dead_or_refused_may_have_lost_its_response
     assert displaced(lines=[line(120.0, "worker wfirst is dead: 2 open entries", OTHER)])
     assert displaced(lines=[line(120.0, REFUSED)])
     assert not displaced(lines=[line(120.0, REFUSED.replace(RESPONSE, "resp_2"))])
+
+
+# -- streams that ended early -----------------------------------------------------------------------------------------
+
+CUT = Cut(FIRST, 100.0, 110.0, last=7)
+
+
+def cut(troubles: Iterable[Trouble] = (), lines: Iterable[Line] = ()) -> bool:
+    return Causes([*troubles], Evidence([*CLAIMS, *lines])).of_cut(RESPONSE, CUT)
+
+
+def test_a_stream_that_ended_early_on_an_undisturbed_host_has_no_cause() -> None:
+    assert not cut()
+    assert not cut([trouble(kind, 0, 99, 111) for kind in ("noise", "suspicion")])
+    assert not cut([trouble("watch_lost", FIRST, 99, 111)]), "it keeps nobody from its log"
+
+
+@pytest.mark.parametrize("kind", ["storm", "partition", "freeze", "held_then_frozen", "held_then_killed", "leave"])
+def test_a_stream_may_end_early_on_a_host_that_left_or_had_no_storage(kind: str) -> None:
+    assert cut([trouble(kind, FIRST, 104, 112)])
+    assert cut([trouble(kind, FIRST, 90, 95)]), "shortly before"
+    assert not cut([trouble(kind, OTHER, 104, 112)])
+    assert not cut([trouble(kind, FIRST, 111, 112)]), "later"
+
+
+@pytest.mark.parametrize("kind", [KILL, f"{CRASH} row.replace:after:1", f"{EXIT} 0", f"{BY_ITSELF} 1"])
+def test_a_stream_may_end_early_at_the_end_of_its_host(kind: str) -> None:
+    assert cut([trouble(kind, FIRST, 111)]), "noted a little late"
+    assert not cut([trouble(kind, OTHER, 110)])
+    assert not cut([trouble(kind, FIRST, 113)]), "later"
+    assert not cut([trouble(kind, FIRST, 99)]), "an earlier process of that number"
+
+
+def test_a_stream_may_end_early_where_its_host_says_why() -> None:
+    said = f"response {RESPONSE}: a stream broke off"
+    assert cut(lines=[line(109.9, said)])
+    assert not cut(lines=[line(109.9, said, OTHER)])
+    assert not cut(lines=[line(99.0, said)]), "another stream"
+    assert not cut(lines=[line(109.9, said.replace(RESPONSE, "resp_2"))])
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------

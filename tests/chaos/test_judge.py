@@ -23,7 +23,7 @@ from tests.chaos.hosts import BY_ITSELF, KILL, ROLES, Slot, Trouble
 from tests.chaos.judge import AT_ONCE, PATIENCE_SECONDS, Judge
 from tests.chaos.line import Line
 from tests.chaos.test_evidence import logged
-from tests.chaos.traffic import Told
+from tests.chaos.traffic import Cut, Told
 from tests.chaos.troubles import PRINCIPAL, WEIGHTS, Troubles
 from tests.support.engines import Fleet, Host, background, fleet, until
 from tests.support.invariants import View
@@ -196,6 +196,20 @@ async def test_every_connection_of_a_reader_is_held_against_the_log_from_its_cur
     (found,) = await violations(hosts, tmp_path, [told], journal)
     assert found.startswith("V3: who read to the end"), "a frame in the middle is missing"
     assert sse.is_terminal(frames[-1])
+
+
+async def test_a_stream_that_ended_too_early_is_a_defect_unless_something_was_done_to_its_host(
+    hosts: Fleet, tmp_path: Path
+) -> None:
+    told = await told_of(hosts, host(hosts))
+    journal = entered(told.response_id, FIRST)
+    frames = told.views[0]
+    told.connections = [View(frames[:2]), View(frames[2:], after=1, ended=True)]
+    told.cuts = [Cut(OTHER, 100.0, 104.0, last=1)]
+    (found,) = await violations(hosts, tmp_path, [told], journal)
+    assert found.startswith("V1: a stream ended in order behind 1, and nothing was done to its host")
+    assert await violations(hosts, tmp_path, [told], journal, [trouble("partition", FIRST, 101, 103)])
+    assert not await violations(hosts, tmp_path, [told], journal, [trouble("partition", OTHER, 101, 103)])
 
 
 async def test_what_ends_or_fails_by_itself_is_a_defect(hosts: Fleet, tmp_path: Path) -> None:

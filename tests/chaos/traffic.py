@@ -19,6 +19,7 @@ import httpx
 from protocol import sse
 from protocol.response import TERMINAL_STATUSES
 from tests.chaos.hosts import Slot
+from tests.support.host import FunctionHost
 from tests.support.invariants import View
 from tests.support.servers import frames_from
 
@@ -69,6 +70,23 @@ MOST_TURNS = 6
 PAUSES = (0.0, 0.1, 0.3, 1.0, 3.0)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A stream that a host ended in order although no terminal event had come. Times are Unix time.
+
+    Attributes:
+        pid: of the host.
+        began: when it was asked for.
+        ended: when it was over.
+        last: the number of the last event, -1 if there was none.
+    """
+
+    pid: int
+    began: float
+    ended: float
+    last: int
+
+
 @dataclass
 class Told:
     """What one client asked for and was told.
@@ -77,6 +95,7 @@ class Told:
         views: what each of its readers saw, over all their connections.
         whole: for each view, whether it came to the end of its stream.
         connections: what came over each connection to a stream, and from which cursor on.
+        cuts: the streams that ended in order, and too early. A connection that breaks is none.
         final: the response as a GET, or the foreground's answer, told it at last.
         ids: every id it was told; a key stands for one response.
         wrong: what no client may ever be told.
@@ -92,6 +111,7 @@ class Told:
     views: list[list[bytes]] = field(default_factory=list)
     whole: list[bool] = field(default_factory=list)
     connections: list[View] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
     final: Json | None = None
     cancelled: bool = False
     deleted: bool = False
@@ -314,10 +334,10 @@ class Client:
         """One connection; breaks are the network's, and no news."""
         index = next(number for number, each in enumerate(self.told.views) if each is view)
         host = await self._host()
-        begin = len(view)
+        begin, began = len(view), time.time()
         after = int(request.get("params", {}).get("starting_after", -1))
         try:
-            async with self._http.stream(method, host + path, **request) as answer:
+            async with self._http.stream(method, host.base_url + path, **request) as answer:
                 if answer.status_code != 200:
                     await answer.aread()
                     self._check_status(answer, (200,))
@@ -331,6 +351,9 @@ class Client:
                     self.told.whole[index] = sse.is_terminal(frame)
                     if len(view) >= enough:
                         return
+                if not self.told.whole[index]:
+                    last = sse.sequence_of(view[-1]) if view else -1
+                    self.told.cuts.append(Cut(host.pid, began, time.time(), last))
         except httpx.HTTPError:
             pass
         finally:
@@ -378,11 +401,11 @@ class Client:
 
     # -- the wire ---------------------------------------------------------------------------------------------------
 
-    async def _host(self) -> str:
+    async def _host(self) -> FunctionHost:
         """One that is up, as soon as there is one."""
         while True:
             await asyncio.sleep(0.05)
-            up = [slot.host.base_url for slot in self._slots if slot.up and slot.host is not None]
+            up = [slot.host for slot in self._slots if slot.up and slot.host is not None]
             if up:
                 return self._chance.choice(up)
 
@@ -399,7 +422,7 @@ class Client:
     ) -> httpx.Response | None:
         host = await self._host()
         try:
-            answer = await self._http.request(method, host + path, **fields)
+            answer = await self._http.request(method, host.base_url + path, **fields)
         except httpx.HTTPError:
             return None
         self._check_status(answer, allowed)
