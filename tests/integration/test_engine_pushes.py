@@ -458,3 +458,49 @@ async def test_the_sweep_goes_on_behind_an_adoption_that_fails() -> None:
         with pytest.raises(MalformedRecord):
             await host.inside(host.engine.sweep())
         assert await ledger.stale(await ledger.service_time()) == ["w-a"]
+
+
+WATCH_CALLS = ("queue.push_watch", "queue.send_watch", "queue.delete_watch")
+
+
+@pytest.mark.parametrize("seconds", [12, 40])
+@pytest.mark.parametrize(
+    ("kind", "takeovers"),
+    [pytest.param("before", 1, id="nothing-arrives"), pytest.param("after", 0, id="no-reply-comes-back")],
+)
+async def test_a_process_cut_off_from_the_watch_queue_alone_loses_its_run_once_or_keeps_it(
+    kind: FaultKind, takeovers: int, seconds: float
+) -> None:
+    async with fleet(Teller(120, pause=0.5)) as hosts:
+        owner = hosts.host("owner", queues=False).serve_queues(WORK_QUEUE)
+        reader = await owner.stream(background())
+        response_id = await reader.response_id()
+        worker = owner.engine.runtime.worker.id
+        assert worker is not None
+        owner.stop_serving()  # or it may receive the start message of its own rescue
+        rescuer = hosts.host("rescuer")
+        faults = [owner.seam.inject(Fault(operation=name, kind=kind)) for name in WATCH_CALLS]
+        await asyncio.sleep(seconds)
+        for fault in faults:
+            fault.remove()
+        await reader.whole()
+        row = await hosts.finished(response_id)
+        assert (row.status, row.generation) == ("completed", 1 + takeovers)
+        assert [entry.host for entry in hosts.entries[response_id]] == [owner, rescuer][: 1 + takeovers]
+        assert (owner.engine.runtime.worker.id == worker) == (not takeovers)
+        await check_response(
+            hosts.storage,
+            PRINCIPAL,
+            response_id,
+            seen=[reader.view],
+            entries=hosts.entered(response_id),
+            lost_leases=takeovers,
+            generation_of=hosts.generation_of(response_id),
+        )
+        rescuer.stop_serving()
+        owner.serve_queues(WORK_QUEUE)
+        again = (await owner.create(background()))["id"]
+        assert (await hosts.finished(again, seconds=300)).status == "completed"
+        assert [entry.host for entry in hosts.entries[again]] == [owner]
+        rescuer.serve_queues(WATCH_QUEUE)
+        await hosts.quiet()
