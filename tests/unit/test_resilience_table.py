@@ -6,6 +6,7 @@ What there has to be stands here in so many words: a list that was taken from wh
 import ast
 import re
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ from tests.support import paths
 
 ROWS = ("1", "2", "3", "4", "11")
 PATHS = ("A", "B", "C")
+HEADER = ["Row", "Response", *PATHS]
 MODES = ("json", "stream")
 CUT_SHORT_ROWS = ("1", "2", "3", "11")
 """Where the host's grace ends before the app's, these have to come out as on path C."""
@@ -46,6 +48,17 @@ def cells_of(document: str) -> Cells:
                 if path in PATHS:
                     cells[columns[0], path] = re.findall(r"`(test_\w+)`", text)
     return cells
+
+
+def shape_of(document: str) -> tuple[list[str], list[str]]:
+    """The names of all columns of that table, without what is said of paths, and those of all its rows."""
+    lines = [
+        [column.strip() for column in line.strip().strip("|").split("|")] if line.startswith("|") else []
+        for line in document.splitlines()
+    ]
+    (head,) = (number for number, columns in enumerate(lines) if columns[:1] == ["Row"])
+    _, *rows = takewhile(bool, lines[head + 1 :])
+    return [name.partition(":")[0] for name in lines[head]], [columns[0] for columns in rows]
 
 
 def faults(cells: Cells, collected: set[str]) -> list[str]:
@@ -98,6 +111,29 @@ def test_every_row_and_path_names_a_test_for_both_kinds_of_clients(collected: se
     assert len(cells) == len(ROWS) * len(PATHS)
     assert len(collected) == (len(cells) + len(CUT_SHORT_ROWS)) * len(MODES)
     assert faults(cells, collected) == []
+
+
+def test_the_table_has_no_row_and_no_path_that_is_not_judged() -> None:
+    assert shape_of(DOCUMENT.read_text()) == (HEADER, list(ROWS))
+
+
+@pytest.mark.parametrize(
+    ("planted", "shape"),
+    [
+        (lambda text: re.sub(r"(?m)^(\| (Row|1|2|3|4|11) .*)$", r"\1 D: new path |", text), ([*HEADER, "D"], [*ROWS])),
+        (
+            lambda text: text.replace("\n| 11 |", "\n| 5 | new | | | |\n| 11 |"),
+            (HEADER, ["1", "2", "3", "4", "5", "11"]),
+        ),
+        (lambda text: re.sub(r"\n(\| 11 .*)", r"\n\1\n| 11b | new | | | |", text), (HEADER, [*ROWS, "11b"])),
+        (lambda text: re.sub(r"\n(\| 11 .*)", r"\n\1\n\1", text), (HEADER, [*ROWS, "11"])),
+    ],
+    ids=["another path", "another row", "row without a number", "row that stands there twice"],
+)
+def test_what_the_table_has_and_nobody_judges_is_noticed(
+    planted: Callable[[str], str], shape: tuple[list[str], list[str]]
+) -> None:
+    assert shape_of(planted(DOCUMENT.read_text())) == shape
 
 
 @pytest.mark.parametrize("row", CUT_SHORT_ROWS)
