@@ -71,6 +71,11 @@ class Client:
         await reached(lambda: len(self.frames) >= count, f"{count} events", [self.task], seconds)
 
 
+def entries_of(journal: Path, response_id: str) -> int:
+    """How often the handler was entered for it."""
+    return sum(entry.response_id == response_id for entry in read_entries(journal))
+
+
 async def log_bytes(storage: Storage, response_id: str) -> bytes:
     row = await storage.rows.read(partition_key(tenant_of("local"), response_id), response_id)
     parts = [await storage.log.read(segment.name, 0, 1 << 24) for segment in row.segments]
@@ -98,7 +103,14 @@ async def test_a_killed_worker_is_replaced_in_the_same_log_while_its_client_stay
     assert silence < RECOVERY_SECONDS, f"{silence:.1f} s without an event"
     events = [sse.decode(frame) for frame in client.frames]
     async with cluster.storage() as storage:
-        await check_response(storage, "local", client.response_id, seen=[View(client.frames, ended=True)])
+        await check_response(
+            storage,
+            "local",
+            client.response_id,
+            seen=[View(client.frames, ended=True)],
+            entries=entries_of(journal, client.response_id),
+            crashes=1,
+        )
     assert [event["type"] for event in events].count("response.in_progress") == 2, cluster.logs()
     final = events[-1]["response"]
     assert final["status"] == "completed"
@@ -126,7 +138,9 @@ async def _assert_the_old_message_changes_nothing(
         assert await log_bytes(storage, client.response_id) == data
 
 
-async def test_the_only_worker_comes_back_and_goes_on(cluster: Deployment, http: httpx.AsyncClient) -> None:
+async def test_the_only_worker_comes_back_and_goes_on(
+    cluster: Deployment, http: httpx.AsyncClient, journal: Path
+) -> None:
     first = await worker(cluster)
     client = Client(http, {"count": 200, "delay": 0.1, "delay_again": 0.01})
     await client.reached(12)
@@ -134,14 +148,21 @@ async def test_the_only_worker_comes_back_and_goes_on(cluster: Deployment, http:
     await worker(cluster)
     await asyncio.wait_for(client.task, 60)
     async with cluster.storage() as storage:
-        await check_response(storage, "local", client.response_id, seen=[View(client.frames, ended=True)])
+        await check_response(
+            storage,
+            "local",
+            client.response_id,
+            seen=[View(client.frames, ended=True)],
+            entries=entries_of(journal, client.response_id),
+            crashes=1,
+        )
     assert [sse.event_type(frame) for frame in client.frames].count("response.in_progress") == 2
     final = sse.decode(client.frames[-1])["response"]
     assert final["output"][0]["content"][0]["text"].split() == [str(number) for number in range(200)]
 
 
 async def test_a_frozen_owner_is_refused_by_storage_in_every_append_and_status_write(
-    cluster: Deployment, http: httpx.AsyncClient
+    cluster: Deployment, http: httpx.AsyncClient, journal: Path
 ) -> None:
     # Together no more than `newBatchThreshold` of host.json: only so many are sure to run at once in one worker.
     streams, polls = 10, 6
@@ -172,7 +193,14 @@ async def test_a_frozen_owner_is_refused_by_storage_in_every_append_and_status_w
         assert await _everything(storage, streamed, polled) == before
         views = {client.response_id: [View(client.frames, ended=True)] for client in streamed}
         for response_id in refusals:
-            await check_response(storage, "local", response_id, seen=views.get(response_id, []))
+            await check_response(
+                storage,
+                "local",
+                response_id,
+                seen=views.get(response_id, []),
+                entries=entries_of(journal, response_id),
+                lost_leases=1,
+            )
     assert "refused" not in successor.log()
     for client in streamed:
         final = sse.decode(client.frames[-1])["response"]
