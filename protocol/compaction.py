@@ -15,8 +15,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from protocol import ids, jsonio
 from protocol.items import INTERNAL_METADATA, input_items
+from protocol.jsonio import MAX_VALUES
 from protocol.request_items import MAX_ITEMS, Item
-from protocol.requests import MAX_VALUES
 
 COMPACTION = "compaction"
 PREFIX = "rr1."

@@ -10,6 +10,9 @@ from typing import Any
 
 import orjson
 
+MAX_VALUES = 500_000
+"""JSON values in a request's body, those inside others included: what is done for each of them holds up all others."""
+
 _ROOM_FOR_WRAPPING = 24
 """Levels that a request's values may sink below their place in the request: event, response, tools, stored record."""
 

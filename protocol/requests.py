@@ -12,17 +12,16 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from pydantic import Field, Tag, TypeAdapter, ValidationError
 
-from protocol import jsonio
+from protocol import jsonio, references
 from protocol.errors import InvalidRequest, UnknownParameter, UnsupportedParameter
 from protocol.ids import check_response_id
 from protocol.items import INTERNAL_METADATA, ListQuery
+from protocol.jsonio import MAX_VALUES
 from protocol.request_faults import MAX_INTEGER, WHOLE, by_json_type, fault, faults_of, refusal
 from protocol.request_items import Input
 from protocol.request_tools import MAX_TOOLS, Text, Tool, ToolChoice
 
 MAX_LIST_LIMIT = 100
-MAX_VALUES = 500_000
-"""JSON values in a request's body, those inside others included: what is done for each of them holds up all others."""
 
 _Object = dict[str, Any]
 _Filled = Annotated[str, Field(min_length=1)]
@@ -165,6 +164,7 @@ def parse_create(body: bytes) -> dict[str, Any]:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         raise refusal(faults_of(found)) from error
     _check_together(request)
+    _check_reach(request)
     for field in _INTEGERS & request.keys():
         if request[field] is not None:
             request[field] = int(request[field])
@@ -267,6 +267,15 @@ def _check_together(request: Mapping[str, Any]) -> None:
             code="mutually_exclusive_parameters",
             details=[fault("Mutually exclusive with 'conversation'.", "$.previous_response_id")],
         )
+
+
+def _check_reach(request: Mapping[str, Any]) -> None:
+    items = request.get("input")
+    reach = len(references.partitions(items)) if isinstance(items, list) else 0
+    if reach > references.MAX_PARTITIONS:
+        most = references.MAX_PARTITIONS
+        message = f"The item references lead to {reach} chains of responses; at most {most} are allowed."
+        raise refusal([fault(message, "$.input")])
 
 
 def _drop_internal(request: dict[str, Any]) -> None:

@@ -4,8 +4,10 @@ A chain lies in one partition, so that one query reads all of it, whatever its l
 matter of memory. Turns of a conversation and items that were put into it are numbered by one counter.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
+from itertools import batched
 from typing import Any
 
 from protocol import jsonio
@@ -17,6 +19,9 @@ from storage.connection import Storage
 from storage.conversations import Conversations, ItemBatch, Partition
 from storage.errors import NotFound
 from storage.rows import ResponseRow
+
+_READS_AT_ONCE = 16
+"""Partitions that references lead to, read at a time."""
 
 _READS = 3
 """Times that something is read before a part that is missing is taken for lost."""
@@ -56,8 +61,9 @@ class History:
         if not wanted:
             return items
         known = {str(item.get("id")): item for item in await self.items()}
-        for key in self._partitions_of(wanted - set(known)):
-            known = {**await read_whole(partial(self._items_in, key)), **known}
+        for keys in batched(self._partitions_of(wanted - set(known)), _READS_AT_ONCE, strict=False):
+            for found in await asyncio.gather(*(read_whole(partial(self._items_in, key)) for key in keys)):
+                known |= {item_id: found[item_id] for item_id in wanted & set(found) - set(known)}
         return [
             known.get(str(item.get("id")), item) if item.get("type") == "item_reference" else item for item in items
         ]

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from protocol.items import ListQuery
 from resilience.context import ResponseContext
 from resilience.options import ResponsesServerOptions
-from storage.seam import Operation
+from storage.seam import Moment, Operation
 from tests.support.engines import Fleet, Host, fleet, until
 from tests.support.handlers import text_of
 from tests.support.turns import Turns, at_once
@@ -175,6 +176,25 @@ async def test_a_reference_to_an_item_of_an_earlier_turn_is_resolved(over: str) 
             answer["id"]: "message",
             "msg_unknown": "item_reference",
         }
+
+
+async def test_references_into_many_chains_are_resolved_a_few_reads_at_a_time() -> None:
+    async with fleet(Turns(at_once)) as hosts:
+        host = host_of(hosts)
+        said = [(await host.create({"input": f"turn {number}"}))["output"][0]["id"] for number in range(40)]
+        last = await host.create({"input": [{"type": "item_reference", "id": item_id} for item_id in said]})
+        under_way: list[int] = [0]
+
+        async def count(name: str, moment: Moment) -> None:
+            if name == Operation.ROW_LIST:
+                under_way.append(under_way[-1] + (1 if moment == "before" else -1))
+                await asyncio.sleep(0.01)
+
+        host.seam.hooks.append(count)
+        page = await host.input_items(last["id"], ListQuery(limit=100, order="asc"))
+        assert [item["content"][0]["text"] for item in page["data"]] == [f"answer to turn {n}" for n in range(40)]
+        assert 4 <= max(under_way) <= 20
+        assert under_way.count(0) <= 1 + 40 / 4
 
 
 @OVER

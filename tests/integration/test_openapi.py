@@ -23,8 +23,9 @@ from api.version import VERSION
 from protocol import ids, jsonio
 from protocol.errors import ApiError
 from protocol.events import REQUIRED
+from protocol.jsonio import MAX_VALUES
 from protocol.openapi import OPERATIONS, Operation, document
-from protocol.requests import MAX_VALUES, parse_create
+from protocol.requests import parse_create
 from resilience import ResponseContext, ResponseEventStream
 from tests.support import hostile
 from tests.support.api_server import ApiServer, serving, until

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from api.settings import ApiSettings
+from protocol.jsonio import MAX_VALUES
+from protocol.references import MAX_PARTITIONS
 from protocol.request_items import MAX_ITEMS
 from protocol.request_tools import MAX_TOOLS
-from protocol.requests import MAX_VALUES
 from resilience.chain import MAX_PENDING
 from resilience.chain_metadata import MAX_METADATA_BYTES
 
@@ -142,6 +143,7 @@ def test_limits_in_the_table_are_those_of_the_code() -> None:
     for written in (
         f"{MAX_VALUES:,} JSON values",
         f"| input items | {MAX_ITEMS:,} |",
+        f"| chains of responses that item references lead to | {MAX_PARTITIONS} |",
         f"| tools | {MAX_TOOLS:,} |",
         f"| turns that wait in a chain | {MAX_PENDING} |",
         f"| `conversation_chain_metadata` | {MAX_METADATA_BYTES >> 10} KiB",

@@ -7,13 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocol import ids
+from protocol.compaction import fold
 from protocol.errors import ApiError, InvalidRequest, MalformedId, UnknownParameter, UnsupportedParameter
 from protocol.items import ListQuery, input_items
+from protocol.jsonio import MAX_VALUES
+from protocol.references import MAX_PARTITIONS
 from protocol.request_faults import MAX_FAULTS
 from protocol.request_items import MAX_ITEMS
 from protocol.request_tools import MAX_TOOLS
 from protocol.requests import (
-    MAX_VALUES,
     Flags,
     conversation_id,
     flags,
@@ -82,6 +85,21 @@ def test_a_crowded_request_is_refused() -> None:
     assert set(faults(input=crowd(MAX_ITEMS + 1))) == {"$.input"}
     assert set(faults(input=[{"role": "user", "content": crowd(MAX_VALUES // 2)}])) == {"$"}
     assert set(faults(of_a_newer_client=[0] * MAX_VALUES)) == {"$"}
+
+
+def references(partitions: int) -> list[dict[str, Any]]:
+    """References into so many partitions, two into each, and some that lead nowhere."""
+    responses = [ids.new_response_id(ids.new_partition()) for _ in range(partitions)]
+    lost = [{"id": "msg_unknown"}, {"type": "item_reference", "id": "no id"}]
+    return [{"type": "item_reference", "id": ids.new_item_id("msg", each)} for each in responses * 2] + lost
+
+
+def test_references_that_lead_to_too_many_places_are_refused() -> None:
+    passes, crowded = references(MAX_PARTITIONS), references(MAX_PARTITIONS + 1)
+    parse(input=passes)
+    assert set(faults(input=crowded)) == {"$.input"}
+    assert set(faults(input=[{"id": each["id"]} for each in crowded])) == {"$.input"}
+    assert set(faults(input=[fold(crowded, KNOWN_ID)])) == {"$.input"}
 
 
 def test_what_is_just_not_crowded_passes() -> None:
