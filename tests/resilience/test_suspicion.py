@@ -1,6 +1,7 @@
 """A worker that lives but looks dead, and one that is dead but does not look so."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from tests.support.paths import AGENT, Journal, assert_each_phase_once, lifetime
 from tests.support.servers import PATIENT, Deployment, body, deployment, events_of, eventually, frames_from, reached
 from tests.support.storage_proxy import StorageProxy
 
-PHASES = 50
-PATIENCE_SECONDS = 60.0
+PHASES = 80
+PATIENCE_SECONDS = 90.0
+HELD_SECONDS = 15.0
+"""So long a worker's pushes are held back at least: three times what makes it look dead. All runs last longer."""
 
 PAUSED = {"AzureWebJobs.adopt_worker.Disabled": "true"}
 """Watch messages are received by nobody."""
@@ -86,6 +89,7 @@ def numbers_in(response: Any) -> list[int]:
     return [int(word) for word in "".join(texts).split()]
 
 
+@pytest.mark.timeout(300)  # three quarters of a minute of runs, beside whatever else the machine does
 async def test_a_live_worker_whose_pushes_are_held_back_loses_its_runs_once_and_goes_on_under_a_new_id(
     cluster: Deployment, http: httpx.AsyncClient, azurite: AzuriteServer, journal: Journal
 ) -> None:
@@ -100,7 +104,7 @@ async def test_a_live_worker_whose_pushes_are_held_back_loses_its_runs_once_and_
             silent = [(await own.post("/responses", json=body(long, background=True))).json()["id"] for _ in range(2)]
             for client in clients:
                 await client.reached(20)
-            lasting = {"phases": 17, "pace": 1}
+            lasting = {"phases": 40, "pace": 1}
             foreground = [
                 asyncio.create_task(own.post("/responses", json=body(lasting, stream=stream)))
                 for stream in (False, True)
@@ -110,8 +114,12 @@ async def test_a_live_worker_whose_pushes_are_held_back_loses_its_runs_once_and_
             await eventually(lambda: has_open(storage, declared_dead, len(ids) + len(foreground)), "all runs are open")
             # The worker's words to its queues, its pushes among them, arrive when others have taken its runs over.
             network.hold("queue")
+            held = time.monotonic()
             await reached(lambda: all(len(entries_of(journal, each)) == 2 for each in ids), "all runs moved")
+            await asyncio.sleep(held + HELD_SECONDS - time.monotonic())
             assert not any(each.done() for each in foreground), "they are to end behind their worker's back"
+            going_on = {(await row_of(storage, response_id)).status for response_id in ids}
+            assert going_on == {"in_progress"}, "the words are to arrive in the middle of the runs"
             network.release("queue")
             final = [sse.decode((await client.whole())[-1])["response"] for client in clients]
             await eventually(lambda: all_completed(http, silent), "all runs are completed", PATIENCE_SECONDS)
