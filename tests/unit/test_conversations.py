@@ -19,8 +19,8 @@ from protocol.conversations import (
     parse_new_items,
 )
 from protocol.errors import InvalidRequest
+from protocol.jsonio import MAX_VALUES
 from protocol.request_items import MAX_ITEMS
-from protocol.requests import MAX_VALUES
 from resilience.app import ResponsesApp
 from resilience.compaction import MOST_KEPT, default_compaction
 from resilience.token_count import estimate
