@@ -17,6 +17,7 @@ from resilience.claim import ClaimRequest, Declined, Reason, claim, is_alive
 from resilience.dispatch import Disposition
 from resilience.log_context import start_anew
 from resilience.log_repair import complete_log
+from resilience.owned_run import OwnedRun, Stay
 from resilience.ownership import Ownership
 from resilience.placement import tenant_in
 from resilience.record import MalformedRecord, RequestRecord
@@ -45,56 +46,6 @@ _OUTAGE_PATIENCE = 120.0
 
 _REMEMBERED = 1024
 """Responses whose end in this process is remembered."""
-
-
-class OwnedRun:
-    """A response that this process owns, over as many claims as it takes."""
-
-    def __init__(self, first: BackgroundRun) -> None:
-        self.current = first
-        self.lost = False
-        """True once another worker was found to own it."""
-        self._must_leave = False
-        self._over = asyncio.Event()
-
-    @property
-    def worker_id(self) -> str:
-        return self.current.worker_id
-
-    def cancelled(self, row: ResponseRow) -> None:
-        self.current.cancelled(row)
-
-    def claimed(self, row: ResponseRow) -> None:
-        self.current.claimed(row)
-
-    def steered(self, pending: int) -> None:
-        self.current.steered(pending)
-
-    @property
-    def leaving(self) -> bool:
-        """True once it is given up for another claim."""
-        return self.current.leaving
-
-    def hand_over(self) -> None:
-        self._must_leave = True
-        self.current.hand_over()
-
-    def go_on_with(self, run: BackgroundRun) -> None:
-        """The next claim's run; what was told to leave still has to."""
-        self.current = run
-        if self._must_leave:
-            run.hand_over()
-
-    def displace(self) -> None:
-        """Stop without another write."""
-        self.current.displace()
-
-    def over(self) -> None:
-        """This process has nothing more to do with it."""
-        self._over.set()
-
-    async def ended(self) -> None:
-        await self._over.wait()
 
 
 class _Opener:
@@ -195,27 +146,26 @@ class BackgroundRuns:
         loop = asyncio.get_running_loop()
         leave_at = loop.time() + self._runtime.settings.handover_after  # the platform counts from here
         # A run that was lost may have been so before this message was sent: for the death of who took it, say.
-        while (run := await self._attach_or_start(key, response_id, verdict, late=late)) is not None:
-            limit = loop.call_at(leave_at, run.hand_over)
+        while (stay := await self._attach_or_start(key, response_id, verdict, late=late)) is not None:
+            limit = loop.call_at(leave_at, stay.run.hand_over)
             try:
-                await run.ended()
+                await stay.until_over(self._runtime.worker)
             finally:
                 limit.cancel()
-            if not run.lost:
+            if stay.run.is_over and not stay.run.lost:
                 return
 
-    async def _attach_or_start(
-        self, key: str, response_id: str, verdict: Verdict | None, *, late: bool
-    ) -> OwnedRun | None:
-        """The run that this process has or could claim; None if there is nothing to do here."""
+    async def _attach_or_start(self, key: str, response_id: str, verdict: Verdict | None, *, late: bool) -> Stay | None:
+        """At the run that this process has or could claim; None if there is nothing to do here."""
         async with self._turn(response_id):
             run = await self._attach(response_id)
             if run is not None:
-                return run
+                return Stay(run, attached=True)
             if self._draining:
                 await self._runtime.storage.work.send_start(tenant_in(key), response_id)
                 return None
-            return await self._claim_and_start(key, response_id, verdict, late=late)
+            run = await self._claim_and_start(key, response_id, verdict, late=late)
+            return None if run is None else Stay(run, attached=False)
 
     async def _attach(self, response_id: str) -> OwnedRun | None:
         """The run that this process has, unless it has to be claimed anew.

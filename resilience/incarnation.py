@@ -1,5 +1,6 @@
 """One worker id from its ledger's first transaction to its last, as its own process sees it."""
 
+import asyncio
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class Incarnation:
     """What is over, and still has to be noted for retention."""
     closed: set[str] = field(default_factory=set)
     doubtful: Doubt | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when this process has ended that id, or learned that others declared it dead."""
     begun_at: float = 0.0
     idle_since: float = 0.0
 

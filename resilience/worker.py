@@ -105,6 +105,11 @@ class Worker:
         """False once this process ended that id or learned that others declared it dead."""
         return self._now is not None and self._now.id == worker_id
 
+    async def until_over(self, worker_id: str) -> None:
+        """Return when that id is not this process's any more."""
+        if self._now is not None and self._now.id == worker_id:
+            await self._now.over.wait()
+
     async def open(self, entry: LedgerEntry) -> str:
         """Make an entry durable; the id of the worker that answers for it.
 
@@ -366,6 +371,7 @@ class Worker:
         _log.warning("worker %s was declared dead by another; its %d runs are no longer its own", now.id, len(now.open))
         if self._now is now:
             self._now = None
+        now.over.set()
         now.watch.give_up()
 
     async def _note(self, now: Incarnation) -> None:

@@ -414,6 +414,33 @@ async def test_a_message_that_could_not_be_taken_back_does_not_disturb_who_takes
         assert "ledger.mark_dead" not in other.calls
 
 
+async def test_a_run_whose_rescue_its_own_worker_received_is_claimed_anew_when_that_hears_of_its_death() -> None:
+    """It attached to the run before it heard: there is no other message, and no ledger has the run any more."""
+    async with fleet(Teller(240, pause=0.5)) as hosts:
+        owner = hosts.host("owner", queues=False).serve_queues(WORK_QUEUE)
+        reader = await owner.stream(background())
+        response_id = await reader.response_id()
+        first = owner.engine.runtime.worker.id
+        rescuer = hosts.host("rescuer", queues=False).serve_queues(WATCH_QUEUE)
+        cut = [
+            owner.seam.inject(Fault(operation=operation, kind="before"))
+            for operation in ("queue.push_watch", "queue.send_watch", "queue.delete_watch")
+        ]
+        await asyncio.sleep(12)
+        for fault in cut:
+            fault.remove()
+        await until(lambda: owner.engine.runtime.worker.id not in (None, first), "a new worker id")
+        await until(lambda: hosts.entered(response_id) == 2, "another entry")
+        row = await hosts.row(response_id)
+        assert row is not None
+        assert (row.owner, row.generation) == (owner.engine.runtime.worker.id, 2)
+        await owner.crash()
+        rescuer.serve_queues(WORK_QUEUE)
+        await until(lambda: hosts.entered(response_id) == 3, "the rescue", 30)
+        assert (await hosts.finished(response_id)).status == "completed"
+        await check_response(hosts.storage, PRINCIPAL, response_id, entries=3, crashes=1, lost_leases=1)
+
+
 async def test_entries_of_an_unknown_kind_stay_for_who_knows_them() -> None:
     """What is known is taken care of, once; the message keeps coming back, and not in a hurry."""
     async with fleet(Teller(1)) as hosts:

@@ -70,6 +70,7 @@ async def desk_with(**settings: Any) -> Desk:
             stream=True,
             generation=1,
             created_at=1,
+            owner="w",
             lease_id=LEASE,
             segments=(Segment(name=name, first_sequence=0),),
             request=StoredPayload(inline=b"{}"),
