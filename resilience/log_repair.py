@@ -16,7 +16,7 @@ from resilience.log_end import read_log_end
 from resilience.outcome import terminal_frames
 from resilience.response_row import has_log, read_row
 from storage.connection import Storage
-from storage.errors import LeaseHeld, NotFound, PreconditionFailed
+from storage.errors import LeaseHeld, NotFound, PreconditionFailed, StorageRejected
 from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.log")
@@ -40,6 +40,9 @@ async def complete_log(storage: Storage, row: ResponseRow) -> None:
         except _NoSnapshot:
             if not await _is_gone(storage, row):
                 _log.error("response %s: its log cannot be completed, the snapshot is not there", row.id)
+            return
+        except StorageRejected:  # and would be again, however often it is tried
+            _log.exception("response %s: storage does not take the end of its log", row.id)
             return
         except NotFound:
             if not await _make_anew(storage, row):

@@ -26,7 +26,7 @@ from resilience.outcome import terminal_frames
 from resilience.ownership import Ownership
 from resilience.response_row import has_log
 from resilience.runtime import Runtime
-from resilience.stamper import Ending, Stamped, Stamper
+from resilience.stamper import Ending, Stamped, Stamper, check_size
 from resilience.tasks import settled
 from storage.errors import StorageError
 
@@ -110,6 +110,7 @@ class RunOutput:
         snapshot = fill_response(
             given if isinstance(given, dict) else {}, self.stamper.snapshot(), status="in_progress"
         )
+        check_size(snapshot)
         data = jsonio.dumps(snapshot)
         if _digest(data) == self._persisted:
             return

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from protocol import sse
+from protocol import jsonio, sse
 from protocol.events import LIFECYCLE_STATUS, TERMINAL, InvalidEvent, check_event, status_after
 from protocol.fold import Fold
 from protocol.items import InvalidItem, complete_item, complete_part, cut_short
@@ -20,6 +20,15 @@ CREATED = "response.created"
 IN_PROGRESS = "response.in_progress"
 ITEM_ADDED = "response.output_item.added"
 ITEM_DONE = "response.output_item.done"
+
+MAX_RESPONSE = 24 * 2**20
+"""Bytes of a response as JSON. Its last event, and what that is made from, have to fit into one append (64 MiB)."""
+
+MAX_FRAME = 32 * 2**20
+"""Bytes of one event: enough for one that repeats the whole response."""
+
+MEASURED_EVERY = 2**20
+"""Bytes of events after which, at the earliest, it is looked again how large the response is."""
 
 _AT_ONCE = frozenset({CREATED, ITEM_DONE})
 """Events somebody waits for; they are not held back for company."""
@@ -53,6 +62,18 @@ class Ending:
     snapshot: dict[str, Any]
 
 
+def check_size(snapshot: dict[str, Any]) -> int:
+    """The bytes of a response as JSON.
+
+    Raises:
+        InvalidEvent: There are more than `MAX_RESPONSE`.
+    """
+    size = len(jsonio.dumps(snapshot))
+    if size > MAX_RESPONSE:
+        raise InvalidEvent(f"the response has {size} bytes, at most {MAX_RESPONSE} are allowed")
+    return size
+
+
 class Stamper:
     """Turns one handler entry's events into frames.
 
@@ -72,6 +93,8 @@ class Stamper:
         self._created = False
         self._open: set[int] = set()
         self._due: list[Stamped] = []
+        self._unmeasured = 0
+        self._room = MEASURED_EVERY
 
     @property
     def begun(self) -> bool:
@@ -104,6 +127,7 @@ class Stamper:
         if name in TERMINAL:
             self._close_items()
             outcome = self._filled(checked)["response"]
+            check_size(outcome)
             return Ending(self._numbered(), outcome)
         self._stamp(self._completed(checked))
         return self._numbered()
@@ -121,7 +145,8 @@ class Stamper:
     def _close_items(self) -> None:
         items = self._fold.items() if self._open else []
         for index in sorted(index for index in self._open if index < len(items)):
-            self._stamp({"type": ITEM_DONE, "output_index": index, "item": cut_short(items[index])})
+            closing = {"type": ITEM_DONE, "output_index": index, "item": cut_short(items[index])}
+            self._number(closing, self._framed(closing))  # whatever its size: it is what there is already
 
     def _stamp_created(self, event: dict[str, Any]) -> None:
         if self._created:
@@ -165,11 +190,27 @@ class Stamper:
         return {**event, "response": whole}
 
     def _stamp(self, event: dict[str, Any]) -> None:
-        frame = sse.encode({**strip_internal(event), "sequence_number": self._next})
+        frame = self._framed(event)
+        if len(frame) > MAX_FRAME:
+            raise InvalidEvent(f"{event['type']}: {len(frame)} bytes, at most {MAX_FRAME} are allowed")
+        self._number(event, frame)
+        self._unmeasured += len(frame)
+        if self._unmeasured > self._room:
+            self._measure()
+
+    def _framed(self, event: dict[str, Any]) -> bytes:
+        return sse.encode({**strip_internal(event), "sequence_number": self._next})
+
+    def _number(self, event: dict[str, Any], frame: bytes) -> None:
         self._fold.apply(event)
         self._note_items(event)
         self._due.append(Stamped(self._next, frame, event["type"] in _AT_ONCE))
         self._next += 1
+
+    def _measure(self) -> None:
+        """Refuse to go on with a response that is too large; seldom, for it costs as much as the response is long."""
+        self._unmeasured = 0
+        self._room = max(MEASURED_EVERY, MAX_RESPONSE - check_size(self._fold.snapshot()))
 
     def _note_items(self, event: dict[str, Any]) -> None:
         name = event["type"]
