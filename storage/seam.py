@@ -95,11 +95,12 @@ class Fault:
 
 
 class InjectedFault:
-    """A fault in force. `hits` counts the calls it changed."""
+    """A fault in force. `hits` counts the calls it changed, `names` which operations they were."""
 
     def __init__(self, seam: "Seam", fault: Fault) -> None:
         self.fault = fault
         self.hits = 0
+        self.names: Counter[str] = Counter()
         self._seen = 0
         self._seam = seam
         self._removed = threading.Event()
@@ -123,6 +124,7 @@ class InjectedFault:
         if fault.probability < 1.0 and chance.random() >= fault.probability:
             return False
         self.hits += 1
+        self.names[name] += 1
         return True
 
     async def _hang(self) -> None:

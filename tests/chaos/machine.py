@@ -27,11 +27,13 @@ from protocol.events import TERMINAL
 from resilience.dispatch import Disposition
 from resilience.options import ResponsesServerOptions
 from storage.driver import WATCH_QUEUE
-from storage.errors import StorageError, StorageUnavailable
+from storage.errors import StorageError
 from storage.memory import MemoryDriver
 from storage.rows import ResponseRow
-from storage.seam import Fault, FaultKind, InjectedFault, Operation
-from tests.chaos.tellers import CUT_SHORT, TEXTS, WORDS, Tellers
+from storage.seam import Fault, InjectedFault
+from tests.chaos.storage_faults import STEPS, some_faults
+from tests.chaos.tellers import CUT_SHORT, PAUSE, TEXTS, WORDS, Tellers
+from tests.chaos.witness import Witness
 from tests.support.engines import (
     PRINCIPAL,
     Entry,
@@ -70,21 +72,10 @@ HARMLESS = {"attempts_exhausted", "storage_error"}
 WITH_ITS_WORKER = {"crash_recovery", "grace_exhausted"}
 """Why a response that is not resilient fails as well."""
 
-FAULTY = [*sorted(set(Operation) - {Operation.PING}), "log.*", "row.*", "ledger.*", "queue.*", "*"]
-STEPS = [
-    "row.read",
-    "row.replace",
-    "log.break",
-    "log.acquire",
-    "log.info",
-    "log.append",
-    "ledger.commit",
-    "ledger.wipe",
-]
-"""Where a challenger, an owner or an adopter may sleep."""
-
-DECISIVE = ["log.append", "row.replace", "row.insert", "log.acquire", "ledger.commit", "queue.send_start"]
-"""Operations whose faults are worth more tries than the others'."""
+KEYS = 3
+LARGE = "x" * 40_000
+"""Instructions so long that the request, and each snapshot, is stored beside the row."""
+SIZES = st.sampled_from(["", "", LARGE])
 
 
 class _Call:
@@ -141,7 +132,8 @@ class World(RuleBasedStateMachine):
         self.loop = VirtualTimeLoop()
         self.responses: list[Known] = []
         self.frozen: set[Host] = set()
-        self.injected: list[InjectedFault] = []
+        self.injected: list[tuple[Host, InjectedFault]] = []
+        self.keyed: dict[int, Known] = {}
         self.disturbances: Counter[Host] = Counter()
         self.tellers = Tellers()
         self._context = fleet(self.tellers)
@@ -156,16 +148,24 @@ class World(RuleBasedStateMachine):
         resilient=st.lists(st.sampled_from([True, True, False]), min_size=HOSTS, max_size=HOSTS),
         limits=st.lists(st.sampled_from(LIMITS), min_size=HOSTS, max_size=HOSTS),
         steerable=st.booleans(),
+        troubles=st.just([]) | some_faults(ahead=30) | some_faults(ahead=30),
     )
-    def open(self, eager: list[bool], resilient: list[bool], limits: list[float], steerable: bool) -> Any:
-        """Three hosts; two responses under way, and where chains are steerable two turns of a conversation."""
+    def open(
+        self, eager: list[bool], resilient: list[bool], limits: list[float], steerable: bool, troubles: list[Fault]
+    ) -> Any:
+        """Three hosts, of which one may have trouble with storage; two responses under way, and where chains are
+        steerable two turns of a conversation.
+        """
         self.steerable = steerable
         self.hosts: Fleet = self.run(self._enter())
         self.tellers.fleet = self.hosts
         for each in zip(eager, resilient, limits, strict=True):
             self._add(*each)
-        made = [self._make(0, "plain", stream=True), self._make(1, "checkpoints", stream=False)]
-        turns = [self._make(host, "lingering", stream=True, conversation="one") for host in (1, 2)]
+        first, second, third = self.hosts.hosts
+        for fault in troubles:
+            self._inject(second, fault)
+        made = [self._make(first, "plain", stream=True), self._make(second, "checkpoints", stream=False)]
+        turns = [self._make(host, "lingering", stream=True, conversation="one") for host in (second, third)]
         return multiple(*made, *turns)
 
     async def _enter(self) -> Fleet:
@@ -180,7 +180,13 @@ class World(RuleBasedStateMachine):
             steerable_conversations=self.steerable,
             shutdown_grace_period_seconds=GRACE,
         )
-        self.hosts.host(options=options, eager_start=eager, segment_blocks=5, handover_after=limit).serve_timer()
+        self.hosts.host(
+            options=options,
+            line=Witness.line(self.told),
+            eager_start=eager,
+            segment_blocks=5,
+            handover_after=limit,
+        ).serve_timer()
 
     @property
     def living(self) -> list[Host]:
@@ -196,7 +202,7 @@ class World(RuleBasedStateMachine):
         return busy[number % len(busy)]
 
     def _disturb(self, host: Host, times: int = 1) -> Host:
-        """What may cost a host its runs, so often."""
+        """What may cost a host its runs, so often; a fault costs as many as it hits."""
         self.disturbances[host] += times
         self.tellers.disturbed.add(host)
         return host
@@ -204,9 +210,47 @@ class World(RuleBasedStateMachine):
     # -- clients ------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.living)
-    @rule(target=known, host=st.integers(0, 5), text=st.sampled_from(TEXTS), stream=st.booleans())
-    def accept(self, host: int, text: str, stream: bool) -> Any:
-        return self._make(host, text, stream=stream)
+    @rule(target=known, host=st.integers(0, 5), text=st.sampled_from(TEXTS), stream=st.booleans(), size=SIZES)
+    def accept(self, host: int, text: str, stream: bool, size: str) -> Any:
+        return self._make(self._one(host), text, stream=stream, instructions=size)
+
+    @precondition(lambda self: self.living)
+    @rule(target=known, host=st.integers(0, 5), number=st.integers(0, KEYS - 1))
+    def accept_with_key(self, host: int, number: int) -> Any:
+        """The same request under the same key, whenever it comes: one response (I1)."""
+        return self._make_keyed(self._one(host), number)
+
+    @precondition(lambda self: self.living)
+    @rule(
+        target=known,
+        host=st.integers(0, 5),
+        troubles=some_faults(ahead=5),
+        text=st.sampled_from(TEXTS),
+        stream=st.booleans(),
+        size=SIZES,
+        number=st.sampled_from([None, None, *range(KEYS)]),
+        conversation=st.sampled_from(["", *CONVERSATIONS]),
+    )
+    def accept_on_bad_terms(
+        self,
+        host: int,
+        troubles: list[Fault],
+        text: str,
+        stream: bool,
+        size: str,
+        number: int | None,
+        conversation: str,
+    ) -> Any:
+        """Storage fails its host at this moment, and for a moment."""
+        victim = self._one(host)
+        injected = [self._inject(victim, fault) for fault in troubles]
+        try:
+            if number is not None:
+                return self._make_keyed(victim, number)
+            return self._make(victim, text, stream=stream, instructions=size, conversation=conversation)
+        finally:
+            for each in injected:
+                each.remove()
 
     @precondition(lambda self: self.living)
     @rule(
@@ -217,7 +261,7 @@ class World(RuleBasedStateMachine):
         conversation=st.sampled_from(CONVERSATIONS),
     )
     def take_turn(self, host: int, text: str, stream: bool, conversation: str) -> Any:
-        return self._make(host, text, stream=stream, conversation=conversation)
+        return self._make(self._one(host), text, stream=stream, conversation=conversation)
 
     @precondition(lambda self: self.living)
     @rule(
@@ -233,7 +277,7 @@ class World(RuleBasedStateMachine):
         fields = {"previous_response_id": known.response_id}
         if foreground:
             return self._make_here(host, text, **fields)
-        return self._make(host, text, stream=True, **fields)
+        return self._make(self._one(host), text, stream=True, **fields)
 
     @precondition(lambda self: self.living)
     @rule(
@@ -246,8 +290,20 @@ class World(RuleBasedStateMachine):
         """In the foreground; the client reads along, and knows nothing before its turn comes."""
         return self._make_here(host, text, conversation=conversation)
 
-    def _make(self, host: int, text: str, *, stream: bool, **fields: str) -> Known | None:
-        return self._keep(self.run(self._accept(self._one(host), background(text, **fields), stream)))
+    def _make(self, host: Host, text: str, *, stream: bool, **fields: str) -> Known | None:
+        said = {name: value for name, value in fields.items() if value}
+        return self._keep(self.run(self._accept(host, background(text, **said), stream)))
+
+    def _make_keyed(self, host: Host, number: int) -> Known | None:
+        """A key that is used again leads to what is known already, whose deletion or refusal it may answer with."""
+        body = background(TEXTS[number], **({"instructions": LARGE} if number else {}))
+        made = self.run(self._accept(host, body, stream=False, key=f"key {number}"))
+        if made is None:
+            return None
+        known = self.keyed.setdefault(number, made)
+        assert made.told == known.told, f"I1: {made.told} and {known.told} for one key"
+        self.told["keyed requests"] += 1
+        return self._keep(made) if known is made else None
 
     def _make_here(self, host: int, text: str, **fields: str) -> Known | None:
         body = {"model": "m", "input": text, **fields}
@@ -258,11 +314,11 @@ class World(RuleBasedStateMachine):
             self.responses.append(made)
         return made
 
-    async def _accept(self, host: Host, body: dict[str, Any], stream: bool) -> Known | None:
+    async def _accept(self, host: Host, body: dict[str, Any], stream: bool, key: str = "") -> Known | None:
         with _Call(self.told):
             async with asyncio.timeout(CALL_SECONDS):
                 if not stream:
-                    return Known((await host.create(body))["id"], None)
+                    return Known((await host.create(body, idempotency_key=key))["id"], None)
                 reader = await host.stream(body)
                 try:
                     return Known(await reader.response_id(), reader)
@@ -340,11 +396,16 @@ class World(RuleBasedStateMachine):
         self._add(eager)
 
     @precondition(lambda self: self.living)
-    @rule(host=st.integers(0, 5), eager=st.booleans())
-    def drain(self, host: int, eager: bool) -> None:
-        """It is stopped in order, as far as it gets; another one is there before."""
+    @rule(target=known, host=st.integers(0, 5), eager=st.booleans())
+    def drain(self, host: int, eager: bool) -> Any:
+        """It is stopped in order, as far as it gets, with something to hand over; another one is there before."""
+        made = None
+        if not any(each.engine.runtime.running for each in self.living):
+            made = self._make(self._one(host), "plain", stream=True)
+            self.run(asyncio.sleep(PAUSE))
         self._add(eager)
         self.run(self._drain(self._disturb(self._busy(host))))
+        return made
 
     async def _drain(self, host: Host) -> None:
         host.stop_serving()
@@ -415,40 +476,35 @@ class World(RuleBasedStateMachine):
     # -- storage ------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.living)
-    @rule(
-        target=faults,
-        host=st.integers(0, 5),
-        operation=st.sampled_from(DECISIVE) | st.sampled_from(FAULTY),
-        kind=st.sampled_from(["before", "after", "delay"]),
-        times=st.integers(1, 6),
-        spared=st.integers(0, 2),
-        seconds=st.sampled_from(MOMENTS),
-    )
-    def fail(
-        self, host: int, operation: str, kind: FaultKind, times: int, spared: int, seconds: float
-    ) -> InjectedFault:
-        fault = Fault(operation=operation, kind=kind, error=StorageUnavailable, times=times, after=spared, delay=8.0)
-        injected = self._inject(self._busy(host), fault, times)
+    @rule(target=faults, host=st.integers(0, 5), troubles=some_faults(ahead=20), seconds=st.sampled_from(MOMENTS))
+    def fail(self, host: int, troubles: list[Fault], seconds: float) -> Any:
+        victim = self._busy(host)
+        injected = [self._inject(victim, fault) for fault in troubles]
         self.run(asyncio.sleep(seconds))
-        return injected
+        return multiple(*injected)
 
     @precondition(lambda self: self.living)
     @rule(
-        target=faults, host=st.integers(0, 5), operation=st.sampled_from(STEPS), again=st.sampled_from([None, 0.5, 8.0])
+        target=faults,
+        host=st.integers(0, 5),
+        steps=st.lists(st.sampled_from(STEPS), min_size=2, max_size=4, unique=True),
+        again=st.sampled_from([None, 0.5, 8.0]),
     )
-    def sleep(self, host: int, operation: str, again: float | None) -> InjectedFault:
-        """It sleeps before one step, is thought to be dead meanwhile, and goes on when the fault is mended."""
+    def sleep(self, host: int, steps: list[str], again: float | None) -> Any:
+        """It sleeps before its next steps, is thought to be dead meanwhile, and goes on when the faults are mended."""
         sleeper = self._busy(host)
-        fault = self._inject(sleeper, Fault(operation=operation, kind="hang", times=1))
+        hangs = [self._inject(sleeper, Fault(operation=step, kind="hang", times=1)) for step in steps]
         worker = sleeper.engine.runtime.worker.id
         if again is not None and worker is not None:
             self.run(asyncio.sleep(again))
+            self._disturb(sleeper)  # whether it sleeps or not
             self.run(self.hosts.storage.watch.send(worker, delay=0))
-        return fault
+        return multiple(*hangs)
 
-    def _inject(self, host: Host, fault: Fault, times: int = 1) -> InjectedFault:
-        self.injected.append(self._disturb(host, times).seam.inject(fault))
-        return self.injected[-1]
+    def _inject(self, host: Host, fault: Fault) -> InjectedFault:
+        injected = self._disturb(host, times=0).seam.inject(fault)
+        self.injected.append((host, injected))
+        return injected
 
     @rule(fault=consumes(faults))
     def mend(self, fault: InjectedFault) -> None:
@@ -473,8 +529,12 @@ class World(RuleBasedStateMachine):
             self.loop.close()
 
     async def _finish(self) -> None:
-        for fault in self.injected:
-            fault.remove()
+        for host, injected in self.injected:
+            self._disturb(host, injected.hits)
+            self.told[f"fault {injected.fault.kind}"] += injected.hits
+            for operation, hits in injected.names.items():
+                self.told[f"fault {injected.fault.kind} {operation}"] += hits
+            injected.remove()
         for host in self.hosts.hosts:
             host.resume()
         await self._open_host(eager=False)

@@ -21,8 +21,20 @@ LEAST = {
     "deletions": 1,
     "completed": 40,
     "failed": 3,
+    "fault before": 15,
+    "fault after": 15,
+    "fault delay": 15,
+    "fault hang": 3,
+    "keyed requests": 10,
+    "refused zombie writes": 1,
 }
-"""What has to happen at least in so many stories as the suite has; which ones they are goes with the code."""
+"""What has to happen at least in so many stories as the suite has; which ones they are goes with the code.
+
+A fault counts where it changed a call, not where it was only set.
+"""
+
+HIT_IN = 20
+"""So many pairs of a kind of fault and an operation that it hit."""
 
 
 # Half a minute of computing on a quiet machine; as long as it likes, when it was asked for more.
@@ -46,3 +58,5 @@ def test_no_story_leads_to_a_wrong_or_unfinished_response() -> None:
         return  # too few to be counted
     missing = {what: World.told[what] for what, least in LEAST.items() if World.told[what] < least}
     assert not missing, f"the stories have become tame: {missing}"
+    hit = {what for what, times in World.told.items() if times and what.startswith("fault ") and "." in what}
+    assert len(hit) >= HIT_IN, f"the stories have become tame: only {sorted(hit)}"
