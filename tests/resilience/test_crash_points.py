@@ -10,11 +10,11 @@ import os
 import pytest
 
 from api.process import Process
-from resilience.crash_points import HANDLER_POINTS, POINTS, SETTING, CrashAt, UnknownCrashPoint
+from resilience.crash_points import HANDLER_POINTS, MOMENTS, POINTS, SETTING, CrashAt, UnknownCrashPoint
 from storage.seam import Operation
 from tests.integration.test_engine_rare_points import KILLED_HERE
 from tests.support.azurite import AzuriteServer
-from tests.support.crash_cases import ALL, Case, every_case
+from tests.support.crash_cases import ALL, BACKGROUND_ONLY, ENDED, LOG_ONLY, STEER, Case, every_case
 
 EVERY = os.environ.get("CRASH_POINTS") == "every"
 AT_ONCE = 3
@@ -24,6 +24,61 @@ ELSEWHERE = {
     Operation.LEDGER_PULSE: "only a worker whose event loop is blocked gives one; it is no part of the fence",
 }
 """What a death has nothing to do with. What no undisturbed host passes at a time of its choosing is `KILLED_HERE`."""
+
+MODES: dict[tuple[str, ...], frozenset[Operation]] = {
+    ALL: frozenset(
+        {
+            Operation.PAYLOAD_PUT,
+            Operation.PAYLOAD_GET,
+            Operation.ROW_INSERT,
+            Operation.ROW_READ,
+            Operation.ROW_REPLACE,
+            Operation.LEDGER_BEGIN,
+            Operation.LEDGER_END,
+            Operation.LEDGER_READ,
+            Operation.LEDGER_MARK_DEAD,
+            Operation.LEDGER_ENTRIES,
+            Operation.LEDGER_WIPE,
+            Operation.QUEUE_SEND_START,
+            Operation.QUEUE_SEND_WATCH,
+            Operation.QUEUE_PUSH_WATCH,
+            Operation.QUEUE_DELETE_WATCH,
+        }
+    ),
+    LOG_ONLY: frozenset(
+        {
+            Operation.LOG_CREATE,
+            Operation.LOG_ACQUIRE,
+            Operation.LOG_APPEND,
+            Operation.LOG_BREAK,
+            Operation.LOG_INFO,
+            Operation.LOG_READ,
+        }
+    ),
+    STEER: frozenset({Operation.CHAIN_READ}),
+    ("steer and cancel",): frozenset({Operation.CHAIN_REPLACE}),
+    ENDED: frozenset({Operation.LEDGER_COMMIT}),
+    ("stream",): frozenset(
+        {
+            Operation.LOG_RELEASE,
+            Operation.LOG_LIST,
+            Operation.LOG_DELETE,
+            Operation.PAYLOAD_LIST,
+            Operation.PAYLOAD_DELETE,
+            Operation.CHAIN_DELETE,
+        }
+    ),
+    BACKGROUND_ONLY: frozenset(
+        {
+            Operation.KEY_CLAIM,
+            Operation.KEY_READ,
+            Operation.PING,
+            Operation.LEDGER_TIME,
+            Operation.LEDGER_STALE,
+        }
+    ),
+}
+"""In which modes somebody dies at an operation, on whatever way."""
 
 CHOSEN = [
     Case("accepting", "row.replace:after", mode="cancel"),
@@ -76,6 +131,19 @@ def test_no_point_is_left_out() -> None:
     left_out = set(POINTS) - died_at
     assert {point.rpartition(":")[0] for point in left_out} == KILLED_HERE | set(ELSEWHERE)
     assert {case.point for case in CHOSEN} <= died_at
+
+
+def test_a_death_at_an_operation_is_tried_in_every_mode_that_leads_there() -> None:
+    died_in: dict[str, set[str]] = {}
+    for case in every_case():
+        if case.point not in HANDLER_POINTS:
+            died_in.setdefault(case.point, set()).add(case.mode)
+    assert died_in == {
+        f"{operation}:{moment}": set(modes)
+        for modes, operations in MODES.items()
+        for operation in operations
+        for moment in MOMENTS
+    }
 
 
 def test_a_handlers_steps_are_passed_in_every_mode() -> None:
