@@ -169,7 +169,13 @@ class BackgroundRun:
         self._context = context_of(
             self._record,
             Disposition(row.disposition),
-            History(self._runtime.storage, row.partition_key, self._record, row.turn),
+            History(
+                self._runtime.storage,
+                row.partition_key,
+                self._record,
+                row.turn,
+                patience=self._runtime.settings.finish_patience,
+            ),
             chain_id=chain.chain_id(row.partition_key, self._record, self._runtime.app.options),
             metadata=ConversationChainMetadata(turns.metadata, self._keep),
             history_limit=self._runtime.app.options.default_fetch_history_count,

@@ -71,7 +71,13 @@ class ForegroundRun:
         self._context = context_of(
             record,
             disposition,
-            History(runtime.storage, key, record, self._turn.row.turn if self._turn else 0),
+            History(
+                runtime.storage,
+                key,
+                record,
+                self._turn.row.turn if self._turn else 0,
+                patience=runtime.settings.finish_patience,
+            ),
             chain_id=chain.chain_id(key, record, runtime.app.options),
             history_limit=runtime.app.options.default_fetch_history_count,
             is_steered_turn=steered,

@@ -15,6 +15,7 @@ from protocol.compaction import expand
 from protocol.items import input_items
 from resilience.placement import partition_key, tenant_in
 from resilience.record import RequestRecord
+from resilience.retry import patiently
 from storage.connection import Storage
 from storage.conversations import Conversations, ItemBatch, Partition
 from storage.errors import NotFound
@@ -33,8 +34,12 @@ type Entry = ResponseRow | ItemBatch
 class History:
     """Reads the chain that ends before one response."""
 
-    def __init__(self, storage: Storage, partition_key: str, record: RequestRecord, turn: int = 0) -> None:
+    def __init__(
+        self, storage: Storage, partition_key: str, record: RequestRecord, turn: int = 0, *, patience: float = 0.0
+    ) -> None:
+        """`patience`: seconds for which a storage that does not answer is asked again."""
         self._storage = storage
+        self._patience = patience
         self._conversations = Conversations(storage.driver, storage.seam)
         self._partition_key = partition_key
         self._record = record
@@ -44,7 +49,7 @@ class History:
     async def items(self, limit: int = -1) -> list[dict[str, Any]]:
         """Items from before this response, oldest first; the newest `limit` of them, all if it is negative."""
         if self._items is None:
-            self._items = await read_whole(self._read_items)
+            self._items = await self._read_whole(self._read_items)
         items: list[dict[str, Any]] = jsonio.copy(self._items)
         return items if limit < 0 else items[max(0, len(items) - limit) :]
 
@@ -62,11 +67,17 @@ class History:
             return items
         known = {str(item.get("id")): item for item in await self.items()}
         for keys in batched(self._partitions_of(wanted - set(known)), _READS_AT_ONCE, strict=False):
-            for found in await asyncio.gather(*(read_whole(partial(self._items_in, key)) for key in keys)):
+            for found in await asyncio.gather(*(self._read_whole(partial(self._items_in, key)) for key in keys)):
                 known |= {item_id: found[item_id] for item_id in wanted & set(found) - set(known)}
         return [
             known.get(str(item.get("id")), item) if item.get("type") == "item_reference" else item for item in items
         ]
+
+    async def _read_whole[T](self, read: Callable[[], Awaitable[T]]) -> T:
+        async for attempt in patiently(self._patience):
+            with attempt:
+                return await read_whole(read)
+        raise AssertionError("unreachable: tenacity returns or raises")
 
     def _partitions_of(self, item_ids: set[str]) -> set[str]:
         """Where items of this tenant lie, by their ids; ids that are not this server's lie nowhere."""

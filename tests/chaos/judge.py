@@ -131,7 +131,7 @@ class Judge:
         for response_id in self._journal:
             self._check_entries(response_id, rows.get(response_id))
         checks = [self._judge(one) for each in heard_of.values() for one in each]
-        checks += [self._judge_unheard(each) for each in rows if each not in heard_of]
+        checks += [self._judge_unheard(row) for row in rows.values() if row.id not in heard_of]
         checks += [self._judge_chain(key, turns) for key, turns in _chains(rows.values())]
         await asyncio.gather(*checks)
 
@@ -255,13 +255,17 @@ class Judge:
     async def _judge(self, told: Told) -> None:
         await self._hold(lambda: self._compare(told), told.response_id, told.mode)
 
-    async def _judge_unheard(self, response_id: str) -> None:
+    async def _judge_unheard(self, row: ResponseRow) -> None:
         async def check() -> None:
-            stored = await check_response(self._storage, PRINCIPAL, response_id)
+            if row.deleted:  # the insert of its row was not answered, and it was given up
+                await check_nothing_left(self._storage, PRINCIPAL, row.id)
+                self.outcomes["unheard of, given up"] += 1
+                return
+            stored = await check_response(self._storage, PRINCIPAL, row.id)
             self.outcomes[f"unheard of, {stored.row.status}"] += 1
             self._check_story(stored)
 
-        await self._hold(check, response_id, "unheard of")
+        await self._hold(check, row.id, "unheard of")
 
     async def _compare(self, told: Told) -> None:
         assert len(told.ids) <= 1, f"I1: one key, {told.ids}"

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 
 from protocol.errors import ApiError
 from protocol.events import TERMINAL
+from protocol.response import TERMINAL_STATUSES
 from resilience.dispatch import Disposition
 from resilience.options import ResponsesServerOptions
 from storage.driver import WATCH_QUEUE
@@ -347,10 +348,21 @@ class World(RuleBasedStateMachine):
                 self.told["cancels"] += 1
 
     @precondition(lambda self: self.living)
-    @rule(known=known, host=st.integers(0, 5))
-    def delete(self, known: Known | None, host: int) -> None:
-        if known is not None and known.response_id and not known.deleted:
-            self.run(self._delete(known, self._one(host)))
+    @rule(which=st.integers(0, 5), host=st.integers(0, 5))
+    def delete(self, which: int, host: int) -> None:
+        there = [known for known in self.responses if known.response_id and not known.deleted]
+        if there:
+            self.run(self._delete_one(there, which, self._one(host)))
+
+    async def _delete_one(self, there: Sequence[Known], which: int, host: Host) -> None:
+        """One that has ended, if there is one: the others are only refused."""
+        ended = [known for known in there if (await self._status_of(known)) in TERMINAL_STATUSES]
+        chosen = ended or there
+        await self._delete(chosen[which % len(chosen)], host)
+
+    async def _status_of(self, known: Known) -> str:
+        row = await self.hosts.row(known.response_id)
+        return row.status if row is not None else ""
 
     async def _delete(self, known: Known, host: Host) -> None:
         with suppress(HostGone, StorageError, TimeoutError):
@@ -565,7 +577,8 @@ class World(RuleBasedStateMachine):
         return row
 
     async def _check(self, response_id: str, row: ResponseRow, known: Known | None) -> None:
-        if known is not None and (known.deleted or (known.deleted is None and row.deleted)):
+        given_up = known is None and row.deleted  # the insert of its row was not answered
+        if given_up or (known is not None and (known.deleted or (known.deleted is None and row.deleted))):
             await check_nothing_left(self.hosts.storage, PRINCIPAL, response_id)
             return
         entries = self.hosts.entries[response_id]

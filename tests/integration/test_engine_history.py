@@ -1,6 +1,7 @@
 """What a handler is told of the turns before its own (S6)."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -8,9 +9,9 @@ import pytest
 from protocol.items import ListQuery
 from resilience.context import ResponseContext
 from resilience.options import ResponsesServerOptions
-from storage.seam import Moment, Operation
-from tests.support.engines import Fleet, Host, fleet, until
-from tests.support.handlers import text_of
+from storage.seam import Fault, Moment, Operation
+from tests.support.engines import Fleet, Host, background, fleet, until
+from tests.support.handlers import Teller, text_of
 from tests.support.turns import Turns, at_once
 from tests.support.virtual_time import VirtualTimeLoop
 
@@ -221,3 +222,23 @@ async def test_the_history_of_a_hundred_turns_costs_one_operation(over: str) -> 
         assert lengths == [200]
         [calls] = costs
         assert [name for name in calls if not name.startswith(("ledger.", "queue."))] == [Operation.ROW_LIST]
+
+
+@pytest.mark.parametrize("mode", ["background", "foreground"])
+@pytest.mark.parametrize("operation", ["row.list", "payload.get"])
+async def test_a_handler_that_asks_for_its_history_in_a_hiccup_of_storage_gets_it(operation: str, mode: str) -> None:
+    told: list[int] = []
+
+    async def handler(request: Any, context: ResponseContext, signal: asyncio.Event) -> AsyncIterator[Any]:
+        told.append(len(await context.get_history()))
+        async for event in Teller(2)(request, context, signal):
+            yield event
+
+    async with fleet(handler) as hosts:
+        host = hosts.host()
+        first = await host.create(background("x" * 40_000, conversation="t"))
+        await hosts.finished(first["id"])
+        hiccup = host.seam.inject(Fault(operation=operation, kind="before", times=1))
+        made = await host.create({"input": "more", "conversation": "t", "background": mode == "background"})
+        assert (await hosts.finished(made["id"])).status == "completed"
+        assert (told, hiccup.hits) == ([0, 2], 1)

@@ -16,7 +16,6 @@ import pytest
 from protocol.errors import ApiError
 from resilience.context import ResponseContext
 from resilience.options import ResponsesServerOptions
-from resilience.retry import patiently
 from storage.errors import StorageError
 from storage.seam import Fault, FaultKind, InjectedFault, Operation
 from tests.support.engines import PRINCIPAL, Fleet, Host, Reader, background, deltas, fleet, until
@@ -86,9 +85,7 @@ class Story:
         clock = asyncio.get_running_loop()
         began = clock.time()
         try:
-            async for attempt in patiently(PATIENCE):  # the handler is told, and may ask again
-                with attempt:
-                    await context.get_history()
+            await context.get_history()
             if request["input"] == "refuse":
                 raise ValueError("as asked")
             async for event in self._tellers[request["input"]](request, context, signal):

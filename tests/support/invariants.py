@@ -31,7 +31,7 @@ from storage.azure import AzureDriver
 from storage.azure_clients import blocking_queue
 from storage.chains import CHAIN_ROW, ChainRow, own_chain_key
 from storage.connection import Storage
-from storage.driver import EVENTS, EXPIRY, IDEMPOTENCY, PAYLOADS, QUEUES, RESPONSES, WORKERS, Entity
+from storage.driver import EVENTS, EXPIRY, IDEMPOTENCY, PAYLOADS, QUEUES, RESPONSES, WORKERS
 from storage.memory import MemoryDriver
 from storage.rows import ROW_PREFIX, ResponseRow, row_from_entity
 from tests.support.plain_fold import snapshot_after, snapshots
@@ -429,19 +429,13 @@ async def check_nothing_recorded(storage: Storage, principal: str) -> None:
         left = await storage.driver.list_blobs(container, tenant)
         assert not left, f"R1: {left} left in {container}"
     rows = await storage.driver.query_entities("responses")
-    of_tenant = [row for row in rows if row.partition_key.startswith(tenant)]
-    assert not [row.row_key for row in of_tenant if not _is_bare_marker(row)], "R1: a row is left"
+    for entity in rows:
+        if entity.partition_key.startswith(tenant):
+            assert entity.row_key.startswith(ROW_PREFIX), f"R1: {entity.row_key} is left"
+            _check_marker(row_from_entity(entity))
     entries = await storage.driver.query_entities(WORKERS, row_key_prefix="run-")
     left = [entry.row_key for entry in entries if str(entry.properties.get("d_key", "")).startswith(tenant)]
     assert not left, "R1: it is open in a ledger"
-
-
-def _is_bare_marker(entity: Entity) -> bool:
-    if not entity.row_key.startswith(ROW_PREFIX):
-        return False
-    row = row_from_entity(entity)
-    said = (row.request.inline, row.request.blob, row.snapshot, row.principal, row.conversation, row.segments)
-    return row.deleted and said == (b"", None, None, "", "", ())
 
 
 async def _read_log(storage: Storage, row: ResponseRow) -> list[bytes]:
