@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
-from azure.core.credentials import TokenCredential
-from azure.core.credentials_async import AsyncTokenCredential
 from azure.core.pipeline.transport import AioHttpTransport
 from azure.data.tables import TableClient as BlockingTableClient
 from azure.data.tables.aio import TableClient, TableServiceClient
@@ -16,6 +14,7 @@ from azure.storage.queue import LinearRetry
 from azure.storage.queue import QueueClient as BlockingQueueClient
 from azure.storage.queue.aio import QueueClient, QueueServiceClient
 
+from storage.azure_identity import BlockingCredential, Credential
 from storage.connection import StorageSettings
 
 #: Connections at most. Long reads of many logs must not keep an append waiting.
@@ -62,7 +61,7 @@ class AzureClients:
             connection_timeout=settings.connection_timeout,
             read_timeout=settings.read_timeout,
         )
-        self._credential: AsyncTokenCredential | None = None
+        self._credential: Credential | None = None
         self._blobs: OrderedDict[tuple[str, str], BlobClient] = OrderedDict()
         self._tables: dict[str, TableClient] = {}
         self._queues: dict[str, QueueClient] = {}
@@ -77,7 +76,7 @@ class AzureClients:
             self.table_service = TableServiceClient.from_connection_string(text, **table_options)
         else:
             ends = settings.endpoints
-            self._credential = credential = _credential(settings)
+            self._credential = credential = Credential(settings)
             self.blob_service = BlobServiceClient(ends.blob, credential=credential, **retrying, **uploads)
             self.queue_service = QueueServiceClient(ends.queue, credential=credential, **retrying)
             self.table_service = TableServiceClient(ends.table, credential=credential, **table_options)
@@ -111,28 +110,12 @@ class AzureClients:
             await self._credential.close()
 
 
-def _credential(settings: StorageSettings) -> AsyncTokenCredential:
-    from azure.identity.aio import DefaultAzureCredential, ManagedIdentityCredential
-
-    if settings.managed_identity:
-        return ManagedIdentityCredential(client_id=settings.client_id)
-    return DefaultAzureCredential(managed_identity_client_id=settings.client_id)
-
-
-def _blocking_credential(settings: StorageSettings) -> TokenCredential:
-    from azure.identity import DefaultAzureCredential, ManagedIdentityCredential
-
-    if settings.managed_identity:
-        return ManagedIdentityCredential(client_id=settings.client_id)
-    return DefaultAzureCredential(managed_identity_client_id=settings.client_id)
-
-
 def blocking_queue(settings: StorageSettings, queue: str) -> BlockingQueueClient:
     """A client for one thread, with a connection of its own and no retries."""
     options = {"retry_policy": LinearRetry(retry_total=0), **_hasty(settings.blocking_timeout)}
     if settings.endpoints is None:
         return BlockingQueueClient.from_connection_string(settings.connection_string, settings.name(queue), **options)
-    credential = _blocking_credential(settings)
+    credential = BlockingCredential(settings)
     return BlockingQueueClient(settings.endpoints.queue, settings.name(queue), credential=credential, **options)
 
 
@@ -141,7 +124,7 @@ def blocking_table(settings: StorageSettings, table: str) -> BlockingTableClient
     options = {"retry_total": 0, **_hasty(settings.blocking_timeout / 3)}
     if settings.endpoints is None:
         return BlockingTableClient.from_connection_string(settings.connection_string, settings.name(table), **options)
-    credential = _blocking_credential(settings)
+    credential = BlockingCredential(settings)
     return BlockingTableClient(settings.endpoints.table, settings.name(table), credential=credential, **options)
 
 

@@ -134,7 +134,9 @@ async def test_clients_with_an_identity_use_its_credential(managed: bool) -> Non
     clients = AzureClients(READ(environment))
     try:
         assert clients.blob_service.url == "https://a.blob.example/"
-        assert isinstance(clients._credential, ManagedIdentityCredential if managed else DefaultAzureCredential)
+        assert clients._credential is not None
+        source = clients._credential._source
+        assert isinstance(source, ManagedIdentityCredential if managed else DefaultAzureCredential)
         assert clients.table("responses").url == "https://a.table.example"
     finally:
         await clients.aclose()
