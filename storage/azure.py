@@ -27,6 +27,7 @@ from azure.storage.queue import QueueClient as BlockingQueueClient
 from storage.azure_clients import LARGE_BODY, AzureClients, blocking_queue, blocking_table
 from storage.azure_entities import condition, from_entity, mode, to_entity, to_filter, to_transaction
 from storage.azure_errors import DRIVER_ERRORS, Statuses, answered, status_of, translated
+from storage.azure_identity import BlockingCredential, Tokens
 from storage.connection import StorageSettings
 from storage.driver import (
     CONTAINERS,
@@ -58,6 +59,8 @@ _LEASED: Statuses = {404: NotFound, 409: LeaseHeld, 412: LeaseHeld}
 _TRANSACTION: Statuses = {404: NotFound, 409: AlreadyExists, 412: PreconditionFailed}
 _RECEIPT: Statuses = {400: PreconditionFailed, 404: NotFound}
 
+type _MakeBlocking[T] = Callable[[StorageSettings, str, BlockingCredential | None], T]
+
 #: Statuses of a read that has nothing to give.
 _NOTHING = (304, 416)
 
@@ -69,6 +72,8 @@ class AzureDriver:
         self._closed = False
         self._ready = False
         self._preparing = asyncio.Lock()
+        self._tokens = Tokens()
+        self._blocking_credential: BlockingCredential | None = None
         self._blocking_queues: dict[str, BlockingQueueClient] = {}
         self._blocking_tables: dict[str, BlockingTableClient] = {}
         self._blocking_lock = threading.Lock()
@@ -78,7 +83,7 @@ class AzureDriver:
             raise StorageUnavailable("The storage connection is closed.")
         if self._open is None:
             # Not before the first call: the pool belongs to the event loop that runs now.
-            self._open = AzureClients(self._settings)
+            self._open = AzureClients(self._settings, self._tokens)
         return self._open
 
     async def _prepared(self) -> AzureClients:
@@ -273,13 +278,15 @@ class AzureDriver:
         except DRIVER_ERRORS as error:
             raise translated(error, _RECEIPT) from error
 
-    def _blocking_client[T](self, made: dict[str, T], name: str, make: Callable[[StorageSettings, str], T]) -> T:
+    def _blocking_client[T](self, made: dict[str, T], name: str, make: _MakeBlocking[T]) -> T:
         with self._blocking_lock:
             if self._closed:
                 raise StorageUnavailable("The storage connection is closed.")
             client = made.get(name)
             if client is None:
-                client = made[name] = make(self._settings, name)
+                if self._blocking_credential is None and self._settings.endpoints is not None:
+                    self._blocking_credential = BlockingCredential(self._settings, self._tokens)
+                client = made[name] = make(self._settings, name, self._blocking_credential)
             return client
 
     async def count_messages(self, queue: str) -> int:
@@ -333,8 +340,11 @@ class AzureDriver:
                 *self._blocking_tables.values(),
             ]
             self._blocking_queues, self._blocking_tables = {}, {}
+            credential, self._blocking_credential = self._blocking_credential, None
         for client in blocking:
             client.close()
+        if credential is not None:
+            credential.close()
 
 
 async def _created(call: Awaitable[Any]) -> None:

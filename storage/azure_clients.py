@@ -14,7 +14,7 @@ from azure.storage.queue import LinearRetry
 from azure.storage.queue import QueueClient as BlockingQueueClient
 from azure.storage.queue.aio import QueueClient, QueueServiceClient
 
-from storage.azure_identity import BlockingCredential, Credential
+from storage.azure_identity import BlockingCredential, Credential, Tokens
 from storage.connection import StorageSettings
 
 #: Connections at most. Long reads of many logs must not keep an append waiting.
@@ -47,7 +47,7 @@ def _quieten() -> None:
 class AzureClients:
     """All asynchronous clients. Make it on the event loop that will use it; close it with `aclose`."""
 
-    def __init__(self, settings: StorageSettings) -> None:
+    def __init__(self, settings: StorageSettings, tokens: Tokens) -> None:
         _quieten()
         self._settings = settings
         self._transport = AioHttpTransport(
@@ -76,7 +76,7 @@ class AzureClients:
             self.table_service = TableServiceClient.from_connection_string(text, **table_options)
         else:
             ends = settings.endpoints
-            self._credential = credential = Credential(settings)
+            self._credential = credential = Credential(settings, tokens)
             self.blob_service = BlobServiceClient(ends.blob, credential=credential, **retrying, **uploads)
             self.queue_service = QueueServiceClient(ends.queue, credential=credential, **retrying)
             self.table_service = TableServiceClient(ends.table, credential=credential, **table_options)
@@ -110,21 +110,19 @@ class AzureClients:
             await self._credential.close()
 
 
-def blocking_queue(settings: StorageSettings, queue: str) -> BlockingQueueClient:
-    """A client for one thread, with a connection of its own and no retries."""
+def blocking_queue(settings: StorageSettings, queue: str, credential: BlockingCredential | None) -> BlockingQueueClient:
+    """A client for one thread, with a connection of its own and no retries; `credential` where there are endpoints."""
     options = {"retry_policy": LinearRetry(retry_total=0), **_hasty(settings.blocking_timeout)}
     if settings.endpoints is None:
         return BlockingQueueClient.from_connection_string(settings.connection_string, settings.name(queue), **options)
-    credential = BlockingCredential(settings)
     return BlockingQueueClient(settings.endpoints.queue, settings.name(queue), credential=credential, **options)
 
 
-def blocking_table(settings: StorageSettings, table: str) -> BlockingTableClient:
+def blocking_table(settings: StorageSettings, table: str, credential: BlockingCredential | None) -> BlockingTableClient:
     """The same for a table, with a third of the patience: its thread has a message to push."""
     options = {"retry_total": 0, **_hasty(settings.blocking_timeout / 3)}
     if settings.endpoints is None:
         return BlockingTableClient.from_connection_string(settings.connection_string, settings.name(table), **options)
-    credential = BlockingCredential(settings)
     return BlockingTableClient(settings.endpoints.table, settings.name(table), credential=credential, **options)
 
 

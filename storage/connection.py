@@ -63,7 +63,7 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageSettings:
-    """A connection string, or endpoints and an identity. Timeouts are seconds for each try of a call."""
+    """A connection string, or endpoints and an identity. Timeouts are seconds for each try of a call or token."""
 
     connection_string: str = field(default="", repr=False)
     endpoints: Endpoints | None = None

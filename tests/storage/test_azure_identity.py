@@ -1,14 +1,19 @@
-"""The driver with a managed identity whose endpoint is there, but has no token to give."""
+"""The driver with a managed identity, whose endpoint may be silent, or have no token to give."""
 
 import asyncio
 import contextlib
+import json
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from azure.core.credentials import AccessTokenInfo
 
 from storage.azure import AzureDriver
+from storage.azure_identity import NoToken, Tokens
 from storage.connection import Endpoints, StorageSettings
 from storage.driver import Delete, QueueReceipt, Update
 from storage.errors import StorageUnavailable
@@ -102,3 +107,88 @@ async def test_an_answer_of_the_identity_endpoint_is_none_of_storage(name: str, 
             await CALLS[name](driver)
         assert endpoint.requests
         assert caught.value.__cause__ is not None
+
+
+def token(seconds: float) -> bytes:
+    """An answer with a token that is valid for so long."""
+    expires = str(int(time.time() + seconds))
+    fields = {"access_token": "t", "token_type": "Bearer", "resource": "https://storage.azure.com"}
+    return json.dumps(fields | {"expires_on": expires}).encode()
+
+
+@pytest.mark.parametrize("managed", [True, False])
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_silent_identity_endpoint_holds_a_call_up_for_the_time_of_its_tries(name: str, managed: bool) -> None:
+    impatient = replace(
+        SETTINGS,
+        managed_identity=managed,
+        connection_timeout=0.5,
+        read_timeout=0.5,
+        blocking_timeout=0.5,
+        retries=0,
+    )
+    with pytest.MonkeyPatch.context() as environment:
+        # Of the chain that is tried where no identity is set, nothing but the endpoint.
+        environment.setenv("AZURE_TOKEN_CREDENTIALS", "ManagedIdentityCredential")
+        async with identified(None, settings=impatient) as (driver, endpoint):
+            with pytest.raises(StorageUnavailable):
+                async with asyncio.timeout(10):
+                    await CALLS[name](driver)
+            assert endpoint.requests
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_failing_identity_endpoint_is_asked_once_for_each_try_of_a_call(name: str) -> None:
+    async with identified(500) as (driver, endpoint):
+        with pytest.raises(StorageUnavailable):
+            await CALLS[name](driver)
+        # The preparation makes three calls at a time; a deletion of a message or of a row may be tried once only.
+        assert 1 <= endpoint.requests <= (1 + SETTINGS.retries) * (3 if name == "preparation" else 1)
+        if name in ("push", "pulse"):
+            assert endpoint.requests == 1
+
+
+async def test_a_push_uses_the_token_of_the_event_loop() -> None:
+    async with identified(200, token(3600)) as (driver, endpoint):
+        with pytest.raises(StorageUnavailable):
+            await CALLS["message"](driver)
+        assert endpoint.requests == 1
+        endpoint.status = None
+        for name in ("push", "pulse"):
+            with pytest.raises(StorageUnavailable) as caught:
+                await CALLS[name](driver)
+            assert not isinstance(caught.value.__cause__, NoToken)
+        assert endpoint.requests == 1
+
+
+async def test_a_push_uses_a_token_for_as_long_as_it_is_valid() -> None:
+    # The clients ask for a new one five minutes before.
+    async with identified(200, token(60)) as (driver, endpoint):
+        with pytest.raises(StorageUnavailable):
+            await CALLS["message"](driver)
+        endpoint.status, asked = None, endpoint.requests
+        for _ in range(2):
+            with pytest.raises(StorageUnavailable):
+                await CALLS["push"](driver)
+        assert endpoint.requests == asked
+
+
+async def test_a_push_fetches_a_token_in_the_place_of_an_expired_one_and_the_pulse_uses_it() -> None:
+    async with identified(200, token(-1), replace(SETTINGS, retries=0)) as (driver, endpoint):
+        with pytest.raises(StorageUnavailable):
+            await CALLS["message"](driver)
+        assert endpoint.requests == 1
+        endpoint.body = token(3600)
+        for name in ("push", "pulse"):
+            with pytest.raises(StorageUnavailable) as caught:
+                await CALLS[name](driver)
+            assert not isinstance(caught.value.__cause__, NoToken)
+            assert endpoint.requests == 2
+
+
+def test_a_token_that_storage_refused_is_not_used_again() -> None:
+    tokens, scopes = Tokens(), ("https://storage.azure.com/.default",)
+    tokens.keep(scopes, None, AccessTokenInfo("t", int(time.time()) + 3600))
+    assert tokens.find(scopes, {}) is not None
+    assert tokens.find(scopes, {"claims": "{}"}) is None
+    assert tokens.find(scopes, {"tenant_id": "another"}) is None

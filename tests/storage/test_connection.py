@@ -2,6 +2,7 @@ import pytest
 from azure.identity.aio import DefaultAzureCredential, ManagedIdentityCredential
 
 from storage.azure_clients import AzureClients
+from storage.azure_identity import Tokens
 from storage.clock import ManualClock, SystemClock
 from storage.connection import (
     DEVELOPMENT_STORAGE,
@@ -131,7 +132,7 @@ def test_an_unusable_identity_setting_is_named(setting: str, value: str) -> None
 @pytest.mark.parametrize("managed", [True, False])
 async def test_clients_with_an_identity_use_its_credential(managed: bool) -> None:
     environment = IDENTITY if managed else {k: v for k, v in IDENTITY.items() if not k.endswith("credential")}
-    clients = AzureClients(READ(environment))
+    clients = AzureClients(READ(environment), Tokens())
     try:
         assert clients.blob_service.url == "https://a.blob.example/"
         assert clients._credential is not None

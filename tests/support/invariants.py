@@ -406,10 +406,10 @@ async def messages(storage: Storage) -> list[str]:
     if isinstance(driver, MemoryDriver):
         return [message.text for queue in driver.queues.values() for message in queue]
     assert isinstance(driver, AzureDriver)
-    settings = driver._settings
+    settings, credential = driver._settings, driver._blocking_credential
 
     def peek(queue: str) -> list[str]:
-        with blocking_queue(settings, queue) as client:
+        with blocking_queue(settings, queue, credential) as client:
             return [
                 str(b64decode(message.content), "utf-8", "replace") for message in client.peek_messages(MOST_PEEKED)
             ]
