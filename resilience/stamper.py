@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from protocol import jsonio, sse
+from protocol import sse
 from protocol.events import LIFECYCLE_STATUS, TERMINAL, InvalidEvent, check_event, status_after
 from protocol.fold import Fold
 from protocol.items import InvalidItem, complete_item, complete_part, cut_short
@@ -63,12 +63,12 @@ class Ending:
 
 
 def check_size(snapshot: dict[str, Any]) -> int:
-    """The bytes of a response as JSON.
+    """The bytes of a response as JSON, as its last event has it.
 
     Raises:
         InvalidEvent: There are more than `MAX_RESPONSE`.
     """
-    size = len(jsonio.dumps(snapshot))
+    size = len(sse.on_one_line(snapshot))
     if size > MAX_RESPONSE:
         raise InvalidEvent(f"the response has {size} bytes, at most {MAX_RESPONSE} are allowed")
     return size

@@ -31,7 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stamper, "MEASURED_EVERY", 3_000)
 
 
-def speaker(items: int, characters: int, piece: int | None = None) -> Handler:
+def speaker(items: int, characters: int, piece: int | None = None, character: str = "x") -> Handler:
     """Says so many items of so many characters, in pieces of that size."""
 
     async def handler(request: dict[str, Any], context: ResponseContext, signal: asyncio.Event) -> AsyncIterator[Any]:
@@ -40,7 +40,7 @@ def speaker(items: int, characters: int, piece: int | None = None) -> Handler:
         yield stream.emit_in_progress()
         for _ in range(items):
             size = piece or characters
-            for event in stream.output_item_message(["x" * size] * (characters // size)):
+            for event in stream.output_item_message([character * size] * (characters // size)):
                 yield event
         yield stream.emit_completed()
 
@@ -59,6 +59,7 @@ async def outcome_in_the_terminal_event(
 TOO_MUCH: dict[str, Handler] = {
     "many items": speaker(6, 20_000),
     "a long text": speaker(1, 90_000, 500),
+    "a text that a frame escapes": speaker(1, 35_000, 500, "\x85"),
     "one large event": speaker(1, 150_000),
     "the outcome": outcome_in_the_terminal_event,
 }

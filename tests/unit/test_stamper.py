@@ -1,13 +1,14 @@
 """Events become frames: numbered without a gap, checked, filled, folded (B9, B23, B30, R7, R12, W4)."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from protocol import sse
 from protocol.events import InvalidEvent
-from protocol.response import new_response
-from resilience.stamper import Ending, Stamped, Stamper
+from protocol.response import failed, new_response
+from resilience.outcome import terminal_frames
+from resilience.stamper import Ending, Stamped, Stamper, check_size
 
 RESPONSE_ID = "resp_" + "a" * 50
 
@@ -183,3 +184,108 @@ def test_an_event_is_not_changed_and_not_kept() -> None:
     assert repr(event) == before
     event["response"]["metadata"]["k"] = "changed"
     assert stamp.snapshot()["metadata"] == {"k": "v"}
+
+
+# -- how much a handler may say (B30) ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resilience.stamper.MAX_RESPONSE", 20_000)
+    monkeypatch.setattr("resilience.stamper.MAX_FRAME", 30_000)
+    monkeypatch.setattr("resilience.stamper.MEASURED_EVERY", 1_000)
+
+
+def delta(text: str) -> dict[str, Any]:
+    return {"type": "response.output_text.delta", "output_index": 0, "content_index": 0, "item_id": "m", "delta": text}
+
+
+def with_a_text() -> Stamper:
+    stamp = stamper()
+    stamp.stamp(lifecycle("created"))
+    stamp.stamp(item())
+    part = {"type": "output_text", "text": ""}
+    at = {"output_index": 0, "content_index": 0, "item_id": "m"}
+    stamp.stamp({"type": "response.content_part.added", **at, "part": part})
+    return stamp
+
+
+@pytest.mark.usefixtures("small")
+def test_an_event_beyond_the_limit_takes_no_number_and_leaves_no_trace() -> None:
+    stamp = with_a_text()
+    before, last = stamp.snapshot(), stamp.last_sequence
+    with pytest.raises(InvalidEvent):
+        stamp.stamp(delta("x" * 30_000))
+    assert (stamp.snapshot(), stamp.last_sequence) == (before, last)
+
+
+def _say_until_refused(stamp: Stamper, event: dict[str, Any]) -> int:
+    for told in range(10_000):
+        try:
+            stamp.stamp(event)
+        except InvalidEvent:
+            return told
+    raise AssertionError("it may go on for ever")
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("character", ["x", "\x85", "\u2028"])
+def test_a_response_that_outgrows_its_limit_is_stopped_while_its_end_still_fits(character: str) -> None:
+    """Its pieces are small; some characters are longer in a frame than in what is stored."""
+    stamp = with_a_text()
+    told = _say_until_refused(stamp, delta(character * 50))
+    assert told > 30
+    closing = stamp.close_items()
+    assert [event["type"] for event in decoded(closing)] == ["response.output_text.delta", "response.output_item.done"]
+    assert [each.sequence for each in closing] == [told + 3, told + 4]
+    snapshot = stamp.snapshot()
+    assert stamp.snapshot()["output"][0]["content"][0]["text"] == character * 50 * (told + 1)
+    ((_, last),) = terminal_frames(failed(snapshot, "server_error", "no"), stamp.last_sequence)
+    assert 20_000 < len(last) < 25_000
+
+
+@pytest.mark.usefixtures("small")
+def test_an_outcome_beyond_the_limit_is_invalid_and_what_was_said_is_kept() -> None:
+    stamp = with_a_text()
+    stamp.stamp(delta("kept"))
+    part = {"type": "output_text", "text": "\x85" * 4_000}
+    message = {"type": "message", "role": "assistant", "content": [part]}
+    with pytest.raises(InvalidEvent):
+        stamp.stamp(lifecycle("completed", output=[message]))
+    assert [event["type"] for event in decoded(stamp.close_items())] == ["response.output_item.done"]
+    assert stamp.snapshot()["output"][0]["content"][0]["text"] == "kept"
+
+
+@pytest.mark.usefixtures("small")
+def test_much_that_leaves_the_response_small_is_no_reason_to_stop() -> None:
+    stamp = with_a_text()
+    for _ in range(200):
+        stamp.stamp(delta(""))
+        stamp.stamp(lifecycle("in_progress"))
+        stamp.stamp(item())
+        stamp.stamp(
+            {
+                "type": "response.content_part.added",
+                "output_index": 0,
+                "content_index": 0,
+                "item_id": "m",
+                "part": {"type": "output_text", "text": ""},
+            }
+        )
+    assert isinstance(stamp.stamp(lifecycle("completed")), Ending)
+
+
+def test_measuring_a_response_costs_no_more_than_saying_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+
+    def noted(snapshot: dict[str, Any]) -> int:
+        measured.append(check_size(snapshot))
+        return measured[-1]
+
+    monkeypatch.setattr("resilience.stamper.check_size", noted)
+    monkeypatch.setattr("resilience.stamper.MAX_RESPONSE", 2_400_000)
+    monkeypatch.setattr("resilience.stamper.MEASURED_EVERY", 100_000)
+    stamp = with_a_text()
+    said = sum(len(each.frame) for _ in range(1_900) for each in cast("list[Stamped]", stamp.stamp(delta("x" * 1_000))))
+    assert measured
+    assert sum(measured) < 5 * said
