@@ -43,7 +43,7 @@ from resilience.stamper import Ending, Stamper
 from resilience.tasks import settled
 from resilience.verdict import UNREADABLE, Verdict, verdict_on
 from storage.chains import ChainRow
-from storage.errors import NotFound, StorageUnavailable
+from storage.errors import NotFound, StorageRejected, StorageUnavailable
 from storage.payloads import StoredPayload
 from storage.rows import ResponseRow
 
@@ -279,8 +279,8 @@ class BackgroundRun:
             _log.error("response %s: the handler ended without a terminal event", self._record.response_id)
             return await self._fail(GENERIC_FAILURE)
         _log.error("response %s: the handler failed", self._record.response_id, exc_info=error)
-        if isinstance(error, StorageUnavailable):
-            return await self._fail("The storage did not answer.", code="storage_error")
+        if isinstance(error, StorageUnavailable | StorageRejected):
+            return await self._fail("The storage failed.", code="storage_error")
         answer = answer_to(error)
         if isinstance(answer, HandlerRefused) and not self._output.stamper.begun:
             return await self._fail(answer.message, code="invalid_prompt", refused=answer)
@@ -339,9 +339,9 @@ class BackgroundRun:
             await self._output.emit(ending.frames)
             await self._output.flush()
             await self._decide(snapshot)
-        except StorageUnavailable:
+        except (StorageUnavailable, StorageRejected):  # another entry would say what is rejected once more
             _log.exception("response %s: the outcome could not be stored", self._record.response_id)
-            snapshot = failed(snapshot, "storage_error", "The storage did not answer while the response was finished.")
+            snapshot = failed(snapshot, "storage_error", "The storage failed while the response was finished.")
             await self._decide_stubbornly(snapshot)
         self._attempt.decided(snapshot)
         self._attempt.terminal(snapshot)

@@ -29,24 +29,27 @@ class _NoSnapshot(Exception):
     """What the terminal frame is made from was deleted."""
 
 
-async def complete_log(storage: Storage, row: ResponseRow) -> None:
-    """Make the log of a terminal row end with its terminal frame; a log that does is left alone."""
+async def complete_log(storage: Storage, row: ResponseRow) -> bool:
+    """Make the log of a terminal row end with its terminal frame; a log that does is left alone.
+
+    False if it cannot end so, now or later: nobody needs to wait for that.
+    """
     if not has_log(row) or row.snapshot is None:
-        return
+        return False
     while True:
         try:
             await _complete(storage, row)
-            return
+            return True
         except _NoSnapshot:
             if not await _is_gone(storage, row):
                 _log.error("response %s: its log cannot be completed, the snapshot is not there", row.id)
-            return
+            return False
         except StorageRejected:  # and would be again, however often it is tried
             _log.exception("response %s: storage does not take the end of its log", row.id)
-            return
+            return False
         except NotFound:
             if not await _make_anew(storage, row):
-                return
+                return False
 
 
 async def _make_anew(storage: Storage, row: ResponseRow) -> bool:

@@ -28,7 +28,7 @@ from resilience.response_row import has_log
 from resilience.runtime import Runtime
 from resilience.stamper import Ending, Stamped, Stamper, check_size
 from resilience.tasks import settled
-from storage.errors import StorageError
+from storage.errors import StorageError, StorageRejected
 
 _log = logging.getLogger("resilience.run")
 
@@ -134,7 +134,8 @@ class RunOutput:
     async def end(self, snapshot: dict[str, Any], refused: ApiError | None = None) -> None:
         """Append the terminal frames of an outcome that the row has, and end the feed (V1).
 
-        `refused` takes their place as the stream's one event (B8).
+        `refused` takes their place as the stream's one event (B8). The outcome stands without them: where storage does
+        not take them, no other claim could do better.
         """
         if self._feed is None or not has_log(self._ownership.row):
             return
@@ -142,8 +143,11 @@ class RunOutput:
             frames = [(0, sse.encode(error_event(0, refused)))]
         else:
             frames = terminal_frames(snapshot, self._ownership.last_sequence)
-        await self._ownership.append(b"".join(frame for _, frame in frames), frames[-1][0])
-        self._feed.publish(frames)
+        try:
+            await self._ownership.append(b"".join(frame for _, frame in frames), frames[-1][0])
+            self._feed.publish(frames)
+        except StorageRejected:
+            _log.exception("response %s: storage does not take the end of its log", self._response_id)
         self._feed.end()
 
     async def close(self) -> None:

@@ -4,8 +4,9 @@ While a run of this process owns the response, its readers are fed from memory a
 Otherwise one poller per response and process tails the log, whatever the number of readers: from `tail_poll_min`
 seconds after data up to `tail_poll_max` while it is silent. A reader that is further behind than memory goes reads
 the log by itself. A silent poller looks at the row now and then: for a newer segment, and for an outcome whose
-terminal frame was lost, which it completes (R6) rather than make up an end. A log that is not there, of a response that
-is, was cleaned up before its row was inserted (R2): it is waited for, the next claim makes it anew.
+terminal frame was lost, which it completes (R6) rather than make up an end; where that is impossible, the stream ends
+without. A log that is not there, of a response that is, was cleaned up before its row was inserted (R2): it is waited
+for, the next claim makes it anew.
 """
 
 import asyncio
@@ -197,7 +198,7 @@ class Tails:
         if now is None or now.deleted:
             return False
         if now.status in TERMINAL_STATUSES:
-            await self._patiently(complete_log, self._storage, now)
+            return await self._patiently(complete_log, self._storage, now)
         return True
 
     def _break_off(self, response_id: str, feed: Feed, failure: Exception | None = None) -> None:
@@ -229,7 +230,9 @@ class Tails:
                 continue
             if cursor.continued or loop_time() - looked >= self._settings.tail_row_check_interval:
                 looked = loop_time()
-                await self._look_at_row(row, cursor)
+                if not await self._may_go_on(row, cursor):
+                    self._break_off(row.id, feed)
+                    return
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, self._settings.tail_poll_max)
 
@@ -243,12 +246,16 @@ class Tails:
             feed.begin(wanted)
         return cursor
 
-    async def _look_at_row(self, row: ResponseRow, cursor: LogCursor) -> None:
-        """Learn of a newer segment; complete the log of a response that ended without its terminal frame."""
+    async def _may_go_on(self, row: ResponseRow, cursor: LogCursor) -> bool:
+        """Learn of a newer segment; complete the log of a response that ended without its terminal frame.
+
+        False if there will be no such frame.
+        """
         try:
             now = await self._storage.rows.read(row.partition_key, row.id)
             cursor.follow(now.segments)
             if now.status in TERMINAL_STATUSES and cursor.at_newest:
-                await complete_log(self._storage, now)
+                return await complete_log(self._storage, now)
         except StorageUnavailable:
-            return  # it will be looked at again
+            pass  # it will be looked at again
+        return True

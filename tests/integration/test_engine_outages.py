@@ -66,6 +66,13 @@ def forbidden() -> StorageError:
     return StorageRejected(403)
 
 
+def not_allowed() -> StorageError:
+    """What the driver makes of that."""
+    error = HttpResponseError("no")
+    error.status_code = 403
+    return translated(error, {})
+
+
 def lost_writes(host: Host) -> list[Outage]:
     """Status writes are carried out, and nobody hears of it."""
     return [Outage([host], "row.replace", kind="after"), Outage([host], "row.confirm")]
@@ -152,7 +159,7 @@ async def test_a_run_outlives_seconds_in_which_storage_forbids_everything(operat
         reader = await running[0].stream(background())
         response_id = await reader.response_id()
         await asyncio.sleep(5)
-        forbidding = Outage(running, *operations, error=forbidden)
+        forbidding = Outage(running, *operations, error=not_allowed)
         await asyncio.sleep(10)
         assert forbidding.hits
         forbidding.end()
