@@ -1,9 +1,9 @@
 """Taking back a response whose client was told that there is none; its id was never given out.
 
-What there is of it goes. An insert of its row that got no answer may still be carried out by storage, long after
-everybody here gave it up: such a row would name a worker that knows nothing of it, and be in flight for ever. So where
-an insert is unanswered, the row's place is taken by a deletion marker, which refuses that insert whenever it comes;
-retention removes the marker.
+What there is of it goes. A try to insert its row that got no answer may still be carried out by storage, long after
+everybody here gave it up: such a row would name a worker that knows nothing of it, and be in flight for ever. So the
+place of a row that is there, or that may come, is taken by a deletion marker, which refuses that insert whenever it
+comes; retention removes the marker. A turn needs none: its insert goes with the chain, which is not as it was.
 
 Until all is done the response stays open in the ledger of its worker: should this process die before, it is run, to
 nobody's harm.
@@ -70,19 +70,18 @@ async def _is_withdrawn(runtime: Runtime, wanted: ResponseRow, worker_id: str, *
         return False
     if row is not None and row.turn:
         await _leave_chain(runtime, row)  # which refuses an insert, too, that was made for the chain as it was
-    elif unanswered:
+    elif unanswered or row is not None:  # the latter: an earlier try may come still
         await _fence(runtime, wanted if row is None else row)
-    elif row is not None:
-        await runtime.storage.rows.delete(row)
     return True
 
 
 async def _fence(runtime: Runtime, row: ResponseRow) -> None:
+    # First: nothing else leads to the marker if this process dies behind it (V10).
+    await runtime.storage.expiry.note(runtime.now(), [StoredResponse(row.partition_key, row.id)])
     if not row.deleted:
         # Not under its key: who repeats the request is not told of a deletion, but makes it anew.
         marker = replace(deletion_marker(row), status="failed", request_key="")
         await (runtime.storage.rows.replace(marker) if row.etag else runtime.storage.rows.insert(marker))
-    await runtime.storage.expiry.note(runtime.now(), [StoredResponse(row.partition_key, row.id)])
 
 
 def _runs(runtime: Runtime, row: ResponseRow, worker_id: str) -> bool:

@@ -37,7 +37,7 @@ class Incarnation:
     closed: set[str] = field(default_factory=set)
     doubtful: Doubt | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when this process has ended that id, or learned that others declared it dead."""
+    """Set when this process has learned that others declared it dead; an id that is ended in order has no run."""
     begun_at: float = 0.0
     idle_since: float = 0.0
 

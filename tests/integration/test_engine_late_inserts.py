@@ -161,3 +161,98 @@ async def test_a_conversation_whose_only_turn_was_never_recorded_does_not_exist(
         await hosts.quiet()
         with pytest.raises(ConversationNotFound):
             await host.inside(conversations.get(host.engine.runtime, PRINCIPAL, "c"))
+
+
+@pytest.mark.parametrize("eager", [False, True])
+async def test_a_process_that_dies_right_behind_a_marker_leaves_it_to_retention(eager: bool) -> None:
+    async with fleet(Teller(1)) as hosts:
+        other = hosts.host(options=LOCKING, retention_days=HOURS)
+        host = hosts.host(
+            options=LOCKING,
+            queues=False,
+            eager_start=eager,
+            line=lambda driver: cast("StorageDriver", LateInsert(driver, 1e9)),
+        )
+
+        async def die(name: str, moment: Any) -> None:
+            if name == "expiry.note" and moment == "before":
+                hosts.kill(host)
+                await host.passage()
+
+        host.seam.hooks.append(die)
+        with pytest.raises(StorageUnavailable):
+            await host.create(background())
+        await asyncio.sleep(10 * HOUR)
+        assert host.dead
+        await expire_all(other)
+        assert await hosts.ids() == []
+
+
+class AnsweredSecond(_Line):
+    """The first insert gets no answer for 11 s and is carried out a minute later; its repetition succeeds."""
+
+    def __init__(self, inner: StorageDriver) -> None:
+        super().__init__(inner)
+        self.first = True
+        self._late: asyncio.Task[None] | None = None
+
+    async def _write(self, write: Write, table: str, what: Any) -> Any:
+        if table != RESPONSES or not self.first:
+            return await write(table, what)
+        self.first = False
+
+        async def later() -> None:
+            await asyncio.sleep(60)
+            try:
+                await write(table, what)
+            except StorageError:
+                pass
+
+        self._late = asyncio.get_running_loop().create_task(later())
+        await asyncio.sleep(11)
+        raise StorageUnavailable
+
+
+@pytest.mark.parametrize("eager", [False, True])
+async def test_a_late_first_insert_is_refused_though_its_repetition_was_answered(eager: bool) -> None:
+    async with fleet(Teller(1)) as hosts:
+        hosts.host(options=LOCKING)
+        host = hosts.host(
+            options=LOCKING,
+            retention_days=HOURS,
+            eager_start=eager,
+            line=lambda driver: cast("StorageDriver", AnsweredSecond(driver)),
+        )
+        # The start message goes out; its repetition behind the slow insert does not.
+        host.seam.inject(Fault(operation="queue.send_start", kind="before", after=1, times=1))
+        with pytest.raises(StorageUnavailable):
+            await host.create(background())
+        await asyncio.sleep(10 * HOUR)
+        for response_id in await hosts.ids():
+            row = await hosts.row(response_id)
+            assert row is not None
+            assert row.deleted
+        await expire_all(host)
+        assert await hosts.ids() == []
+
+
+async def test_a_late_first_insert_of_a_busy_worker_is_not_in_flight_for_ever() -> None:
+    async with fleet(Teller(40, pause=10)) as hosts:
+        hosts.host(options=LOCKING)
+        lines: list[AnsweredSecond] = []
+
+        def line(driver: StorageDriver) -> StorageDriver:
+            lines.append(AnsweredSecond(driver))
+            return cast("StorageDriver", lines[-1])
+
+        host = hosts.host(options=LOCKING, retention_days=HOURS, eager_start=True, line=line)
+        lines[0].first = False
+        busy = await host.create(background("busy"))
+        await asyncio.sleep(5)
+        lines[0].first = True
+        host.seam.inject(Fault(operation="queue.send_start", kind="before", after=1, times=1))
+        with pytest.raises(StorageUnavailable):
+            await host.create(background())
+        await asyncio.sleep(10 * HOUR)
+        await expire_all(host)
+        assert set(await hosts.ids()) <= {busy["id"]}

@@ -72,6 +72,9 @@ SETTINGS = {
 }
 """So that what a long life brings happens within seconds."""
 
+ONE_SEGMENT = {"RESPONSES_SEGMENT_BLOCKS": "1000"}
+"""Where the handler has to come to its end: a new segment that the cancel refuses would be where it stops."""
+
 SHORT = ("--visibility", "4")
 """How soon the message of a killed invocation comes back."""
 
@@ -127,6 +130,8 @@ class Case:
         with tempfile.TemporaryDirectory() as directory:
             journal = Path(directory) / "journal"
             settings = {**SETTINGS, "SCRIPTED_JOURNAL": str(journal)}
+            if self.cancels and self.point.startswith(LAST):
+                settings |= ONE_SEGMENT
             with deployment(azurite, STEERABLE if self.steers else SCRIPTED, **settings) as cluster:
                 async with cluster.storage() as storage:
                     survivor = await WAYS[self.way](self, cluster)
