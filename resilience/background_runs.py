@@ -226,15 +226,18 @@ class BackgroundRuns:
         give_up_at = loop_time() + _OUTAGE_PATIENCE
         try:
             while outcome is None:
+                found: Ownership | Declined | None = None
                 try:
                     patience = 0.0 if late else self._runtime.settings.missing_row_patience
                     found = await self._claim_patiently(request, patience)
                     if isinstance(found, Declined):
                         await self._after_decline(found, key, response_id, late=late)
                     outcome = found
-                except StorageError:
+                except StorageError as error:
+                    # What is declined is not ours: where storage would refuse ever again, its message has to tell.
+                    hopeless = found is not None and not isinstance(error, StorageUnavailable)
                     # A message comes back five times only: an outage must not spend them within half a minute.
-                    if not claimant.opened and (self._draining or loop_time() >= give_up_at):
+                    if hopeless or (not claimant.opened and (self._draining or loop_time() >= give_up_at)):
                         raise
                     _log.warning("response %s: storage does not answer, the claim goes on later", response_id)
                     await asyncio.sleep(_LAST_LOOK)

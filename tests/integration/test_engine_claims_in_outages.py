@@ -9,6 +9,7 @@ import pytest
 from resilience.context import ResponseContext
 from resilience.options import ResponsesServerOptions
 from storage.driver import RESPONSES, Update
+from storage.errors import MalformedRecord
 from storage.rows import row_key
 from storage.seam import Fault
 from tests.support.deaths import die_after
@@ -116,3 +117,17 @@ async def test_an_invocation_that_waited_for_storage_is_over_within_the_platform
         await until(invocation.done, "the end", 4000)
         took = loop.time() - began
         assert took < TIME_LIMIT
+
+
+async def test_what_storage_refuses_behind_a_declined_claim_is_not_tried_without_end() -> None:
+    """A damaged chain, say: its message has to tell, for nothing gets better by waiting (R13)."""
+    async with fleet(Teller(1)) as hosts:
+        host = hosts.host(options=STEERABLE)
+        response_id = (await host.create(background(conversation="talk")))["id"]
+        await hosts.finished(response_id)
+        await hosts.quiet()
+        other = hosts.host(options=STEERABLE, queues=False)
+        other.seam.inject(Fault(operation="chain.*", kind="before", error=MalformedRecord))
+        call = other.spawn(other.engine.run_message(start_message(response_id)), "message")
+        await until(call.done, "an answer", 30)
+        assert isinstance(call.exception(), MalformedRecord)
