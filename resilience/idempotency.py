@@ -67,6 +67,9 @@ class RequestKey:
         Raises:
             IdempotencyKeyReused: It stands for a request with another body.
         """
+        known = await self._keys.read(self._tenant, self._hash)
+        if known is not None and known.response_id != response_id and await self._is_in_force(known):
+            return known.response_id
         # First: a response that is refused, or whose process dies here, has nothing else that leads to its key (V10).
         await self._expiry.note(self._runtime.now(), [StoredResponse(key, response_id, self._hash)])
         while True:

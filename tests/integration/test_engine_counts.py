@@ -55,13 +55,18 @@ async def test_a_foreground_response_alone_costs_four(stream: bool) -> None:
 
 
 @pytest.mark.parametrize("in_background", [False, True])
-async def test_an_idempotency_key_costs_two_more(in_background: bool) -> None:
+async def test_an_idempotency_key_costs_three_more_and_no_note_when_it_is_repeated(in_background: bool) -> None:
     async with fleet(Teller(5)) as hosts:
         host = hosts.host()
-        await host.create({"input": "hi", "background": in_background}, idempotency_key="k")
+        body = {"input": "hi", "background": in_background}
+        made = await host.create(body, idempotency_key="k")
         counted = await cost(hosts, host)
-        assert (counted["expiry.note"], counted["key.claim"]) == (1, 1)
-        assert counted.total() <= (10 if in_background else 1 + LEDGER_OF_ONE) + 2, counted
+        assert (counted["key.read"], counted["expiry.note"], counted["key.claim"]) == (1, 1, 1)
+        assert counted.total() <= (10 if in_background else 1 + LEDGER_OF_ONE) + 3, counted
+        assert (await host.create(body, idempotency_key="k"))["id"] == made["id"]
+        await hosts.quiet()
+        noted = await hosts.storage.expiry.due(hosts.now() + 7_200, limit=10)
+        assert sum(bool(response.request_key) for due in noted for response in due.responses) == 1
 
 
 async def test_a_large_foreground_request_costs_two_more() -> None:
