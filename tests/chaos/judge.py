@@ -12,6 +12,7 @@ from azure.core.exceptions import ServiceRequestError, ServiceResponseError
 
 from protocol import sse
 from protocol.response import strip_internal
+from resilience.acceptance import InsertUnanswered
 from storage.connection import Storage
 from storage.driver import RESPONSES
 from storage.errors import StorageUnavailable
@@ -53,12 +54,12 @@ UNHEARD = ("exception was never retrieved", "was never awaited", "Unclosed")
 BROKEN = re.compile(r"response \w+: (?:the run|a stream) broke off|request \S+(?: failed|: the stream broke off)")
 """A run, a stream or a request that ended for an exception, whatever its client was told."""
 
-SILENCE = "StorageUnavailable"
-"""The one thing they may end for, and the one exception that a log may show at all: no handler here raises any."""
+SILENCE = tuple(error.__name__ for error in (StorageUnavailable, InsertUnanswered))
+"""What they may end for, and the only exceptions that a log may show at all: no handler here raises any."""
 
 _TRACEBACK = "Traceback (most recent call last):"
 FAILED = re.compile(r"(\w+) failed, [\d.]+ ms: (\w+)")
-MAY_FAIL_WITH = (SILENCE, "CancelledError")
+MAY_FAIL_WITH = (*SILENCE, "CancelledError")
 """What an invocation may end with: the latter at the end of its process."""
 
 
@@ -246,7 +247,7 @@ class Judge:
                 failed = FAILED.match(said.message)
                 if failed is not None and failed[2] not in MAY_FAIL_WITH:
                     self._say(said.response_id, path.name, [said.message])
-                if (said.exception or BROKEN.match(said.message)) and raised(said.exception) != SILENCE:
+                if (said.exception or BROKEN.match(said.message)) and raised(said.exception) not in SILENCE:
                     self._say(said.response_id, path.name, [f"{said.message}\n{said.exception}"])
 
     def _say(self, response_id: str, mode: str, what: Sequence[str]) -> None:
