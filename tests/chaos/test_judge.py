@@ -13,6 +13,7 @@ import pytest
 
 from api.logs import JsonFormatter
 from protocol import sse
+from resilience.acceptance import InsertUnanswered
 from resilience.options import ResponsesServerOptions
 from storage.connection import SETTING
 from storage.errors import StorageUnavailable
@@ -239,7 +240,8 @@ def a_log(message: str, *raised: str) -> str:
 
 def _raise(*names: str) -> None:
     *before, name = names
-    error = {"StorageUnavailable": StorageUnavailable, "KeyError": KeyError}[name]("first line\nStorageUnavailable: x")
+    kind = {each.__name__: each for each in (StorageUnavailable, InsertUnanswered, KeyError)}[name]
+    error = kind("first line\nStorageUnavailable: x")
     try:
         if before:
             _raise(*before)
@@ -267,7 +269,7 @@ async def test_an_exception_in_a_log_is_a_defect_unless_storage_was_silent(
         (found,) = await violations(hosts, tmp_path)
         assert found.startswith(f"{message}\n"), "it names the line and shows the traceback"
         assert "KeyError" in found
-    for raised in (["StorageUnavailable"], ["KeyError", "StorageUnavailable"]):
+    for raised in (["StorageUnavailable"], ["KeyError", "StorageUnavailable"], ["InsertUnanswered"]):
         log.write_text(a_log(message, *raised))
         assert not await violations(hosts, tmp_path)
 
