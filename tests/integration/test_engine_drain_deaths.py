@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from protocol.errors import CannotCancel
 from resilience.context import ResponseContext
 from resilience.options import ResponsesServerOptions
 from storage.seam import Moment
+from tests.support.deaths import cancelled_in_time
 from tests.support.engines import PRINCIPAL, Host, HostGone, background, fleet, until
 from tests.support.handlers import Teller, words_of
 from tests.support.invariants import Span, assert_chain, check_response
@@ -57,7 +57,7 @@ async def leave(mode: str, death: Death | None) -> list[str]:
         await until(lambda: hosts.entries[response_id])
         later = [(await api.create(body))["id"] for _ in range(2)] if steers else []
         await asyncio.sleep(0.7)
-        cancelled = cancels and await _cancelled(api, response_id)
+        cancelled = cancels and await cancelled_in_time(api, response_id)
         before = len(victim.calls)
         if death is not None:
             victim.crash_at(before + death[0], death[1])
@@ -87,14 +87,6 @@ async def leave(mode: str, death: Death | None) -> list[str]:
         if steers:
             await assert_chain(hosts.storage, PRINCIPAL, response_id, handler.spans, accepted=later, crashes=1)
         return [str(name) for name in made]
-
-
-async def _cancelled(api: Host, response_id: str) -> bool:
-    try:
-        await api.cancel(response_id)
-    except CannotCancel:  # its outcome was stored before
-        return False
-    return True
 
 
 async def _drain(victim: Host) -> None:

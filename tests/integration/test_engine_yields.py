@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from protocol.errors import CannotCancel
 from resilience.context import ResponseContext
 from resilience.options import ResponsesServerOptions
 from storage.seam import Moment
+from tests.support.deaths import cancelled_in_time
 from tests.support.engines import PRINCIPAL, background, fleet, until
 from tests.support.handlers import Teller, words_of
 from tests.support.invariants import assert_chain, check_response
@@ -83,7 +83,7 @@ async def die_at(mode: str, at: int, moment: Moment) -> None:
         await until(lambda: handler.spans)
         later = [(await api.create(body))["id"] for _ in range(LATER_TURNS)] if mode == "steer" else []
         await until(handler.reached.is_set)
-        cancelled = mode == "cancel" and await _cancelled(api, response_id)
+        cancelled = mode == "cancel" and await cancelled_in_time(api, response_id)
         await victim.crash()
         over = (await hosts.row(response_id) or pytest.fail("no row")).status not in ("queued", "in_progress")
         hosts.host(options=options).serve_timer()
@@ -110,14 +110,6 @@ async def die_at(mode: str, at: int, moment: Moment) -> None:
             assert [word[-1] for word in told] == [str(number) for number in range(MESSAGES)], told
         if mode == "steer":
             await assert_chain(hosts.storage, PRINCIPAL, response_id, handler.spans, accepted=later, crashes=1)
-
-
-async def _cancelled(api: Any, response_id: str) -> bool:
-    try:
-        await api.cancel(response_id)
-    except CannotCancel:  # its outcome was stored before
-        return False
-    return True
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

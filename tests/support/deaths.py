@@ -1,5 +1,6 @@
-"""Deaths of hosts in memory at a place of one's choosing."""
+"""Deaths of hosts in memory at a place of one's choosing, and cancels that may come too late for one."""
 
+from protocol.errors import CannotCancel
 from tests.support.engines import Fleet, Host
 
 
@@ -12,3 +13,12 @@ def die_after(hosts: Fleet, host: Host, operation: str) -> None:
         await host.passage()
 
     host.seam.hooks.append(passed)
+
+
+async def cancelled_in_time(api: Host, response_id: str) -> bool:
+    """Cancel a response; False if its outcome was stored before."""
+    try:
+        await api.cancel(response_id)
+    except CannotCancel:
+        return False
+    return True
