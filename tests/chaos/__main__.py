@@ -24,6 +24,7 @@ from storage.connection import Storage, StorageSettings, open_storage
 from tests.chaos.hosts import ROLES, Slot, Trouble
 from tests.chaos.judge import Judge, Violation, read_journal, rest
 from tests.chaos.line import Line
+from tests.chaos.silences import SILENCE, silences_noted
 from tests.chaos.traffic import Traffic, client, per_mode
 from tests.chaos.troubles import WEIGHTS, Troubles, merged
 from tests.support.azurite import AzuriteServer
@@ -92,7 +93,8 @@ class Run:
                         chance = self.chance(f"slot {role.name}")
                         self.slots.append(Slot(role, line, environment, logs, chance, self.troubles.append))
                     self.traffic = Traffic(self.slots, http, self.chance("traffic"))
-                    await self._run(storage, environment, journal, logs)
+                    async with silences_noted(storage.driver.ping, self.troubles.append):
+                        await self._run(storage, environment, journal, logs)
         finally:
             azurite.stop()
 
@@ -153,6 +155,11 @@ class Run:
         return sum(slot.line.failed for slot in self.slots)
 
     @property
+    def silences(self) -> Sequence[float]:
+        """Seconds for which the emulator answered nobody."""
+        return [each.ended - each.began for each in self.troubles if each.kind == SILENCE]
+
+    @property
     def happened(self) -> Mapping[str, int]:
         """How often there was what has to be in a full run."""
         troubles = {kind: self.made.done[kind] for kind in WEIGHTS}
@@ -179,6 +186,7 @@ class Run:
             "troubles: " + _counted(self.made.done),
             f"kills at named points: {sum(points.values())}, at {len(points)} points: {_counted(points)}",
             f"storage calls: {calls}, {self.failed_calls} of them failed",
+            f"silences of the emulator: {len(self.silences)}, the longest {max(self.silences, default=0):.0f} s",
             f"starts that failed: {sum(slot.failed_starts for slot in self.slots)}",
             "modes: " + _counted(per_mode(self.traffic.told)),
             "outcomes: " + _counted(self.outcomes),

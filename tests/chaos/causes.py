@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tests.chaos.evidence import Attempt, Evidence, Refusal
 from tests.chaos.hosts import Trouble
+from tests.chaos.silences import SILENCE
 from tests.chaos.traffic import Cut
 from tests.support.turn_journal import Entry
 
@@ -27,9 +28,9 @@ ATTEMPTS = 5
 CLAIMS_WITHOUT_ENTRY = 2
 """So many of the attempts may have died between their claim and the handler, where the journal has nothing of them."""
 
-HINDRANCES = ("storm", "partition", "watch_lost", "freeze", "held_then_frozen", "held_then_killed")
-NO_STORAGE = ("storm", "partition", "freeze", "held_then_frozen", "held_then_killed")
-LATE_WRITES = ("storm", "partition", "held_then_frozen", "held_then_killed")
+HINDRANCES = ("storm", "partition", "watch_lost", "freeze", "held_then_frozen", "held_then_killed", SILENCE)
+NO_STORAGE = ("storm", "partition", "freeze", "held_then_frozen", "held_then_killed", SILENCE)
+LATE_WRITES = ("storm", "partition", "held_then_frozen", "held_then_killed", SILENCE)
 """After which storage may refuse a write of an owner that nobody displaced: a lease is broken late, a reply is lost."""
 
 
@@ -180,11 +181,11 @@ class Causes:
         )
 
     def _hit(self, pid: int, kinds: Sequence[str], since: float, until: float) -> bool:
-        """Whether that was done to that process at the time, or shortly before."""
+        """Whether that was done to that process, or to all, at the time or shortly before."""
         return any(
             trouble.began <= until and since <= trouble.ended + AFTERMATH_SECONDS
             for trouble in self._troubles
-            if trouble.pid == pid and trouble.kind in kinds
+            if (trouble.pid == pid or trouble.kind == SILENCE) and trouble.kind in kinds
         )
 
     def _pids(self) -> Mapping[int, None]:

@@ -7,6 +7,7 @@ import pytest
 from tests.chaos.causes import AFTERMATH_SECONDS, Causes
 from tests.chaos.evidence import ATTEMPT, ENTERED, LEFT, LEFT_AT_SHUTDOWN, Evidence, Line
 from tests.chaos.hosts import BY_ITSELF, CRASH, EXIT, KILL, Trouble
+from tests.chaos.silences import SILENCE
 from tests.chaos.traffic import Cut
 from tests.chaos.troubles import WEIGHTS
 from tests.support.turn_journal import Entry
@@ -190,6 +191,14 @@ def test_storage_error_needs_a_storage_that_did_not_answer_that_process(kind: st
     assert fails("storage_error", [trouble(kind, FIRST, 101, 104)])
     assert not fails("storage_error", [trouble(kind, FIRST, 106, 110)]), "later"
     assert not fails("storage_error", [trouble(kind, FIRST, 10, 99 - AFTERMATH_SECONDS)]), "long before"
+
+
+def test_a_silence_of_the_emulator_is_one_for_every_process() -> None:
+    assert fails("storage_error", [trouble(SILENCE, 0, 101, 140)])
+    assert not fails("storage_error", [trouble(SILENCE, 0, 106, 140)]), "later"
+    assert not fails("crash_recovery", [trouble(SILENCE, 0, 101, 140)])
+    assert displaced([trouble(SILENCE, 0, 101, 140)])
+    assert why([trouble(SILENCE, 0, 101, 109)]) == "", "who cannot reach storage is not dead yet"
 
 
 def test_crash_recovery_needs_the_end_of_the_process_that_had_it() -> None:
