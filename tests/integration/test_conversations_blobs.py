@@ -11,8 +11,9 @@ from resilience.conversations import key_of
 from storage.driver import PAYLOADS
 from storage.errors import ChainMoved, StorageUnavailable
 from storage.memory import MemoryDriver
-from storage.seam import Fault, Moment
+from storage.seam import Fault
 from tests.integration.test_conversations import exists, make, put, texts
+from tests.support.deaths import die_after
 from tests.support.engines import PRINCIPAL, Fleet, Host, HostGone, fleet
 from tests.support.handlers import Teller
 from tests.support.virtual_time import VirtualTimeLoop
@@ -43,21 +44,12 @@ async def delete_item(host: Host, conversation: str, item: str) -> None:
     await host.inside(conversations.delete_item(host.engine.runtime, PRINCIPAL, conversation, item))
 
 
-def die_behind(host: Host, operation: str) -> None:
-    async def die(name: str, moment: Moment) -> None:
-        if (name, moment) == (operation, "after"):
-            host.fleet.kill(host)
-            await host.passage()
-
-    host.seam.hooks.append(die)
-
-
 @pytest.mark.parametrize("died", [False, True], ids=["outage", "death"])
 async def test_a_conversation_that_was_never_made_leaves_no_items(died: bool) -> None:
     async with fleet(Teller(1)) as hosts:
         victim = hosts.host(queues=False)
         if died:
-            die_behind(victim, "payload.put")
+            die_after(hosts, victim, "payload.put")
         else:
             victim.seam.inject(Fault(operation="conversation.append", kind="before"))
         with pytest.raises(HostGone if died else StorageUnavailable):
@@ -74,7 +66,7 @@ async def test_items_that_were_never_put_in_leave_nothing(died: bool) -> None:
         victim, other = hosts.host(queues=False), hosts.host()
         conversation = await make(other, OTHER)
         if died:
-            die_behind(victim, "payload.put")
+            die_after(hosts, victim, "payload.put")
         else:
             victim.seam.inject(Fault(operation="conversation.append", kind="before"))
         with pytest.raises(HostGone if died else StorageUnavailable):
@@ -91,7 +83,7 @@ async def test_an_item_that_was_taken_out_is_gone_though_its_process_died_behind
         victim, other = hosts.host(queues=False), hosts.host()
         conversation = await make(other, kept, SECRET)
         (_, item) = await items_of(other, conversation)
-        die_behind(victim, "conversation.remove")
+        die_after(hosts, victim, "conversation.remove")
         with pytest.raises(HostGone):
             await delete_item(victim, conversation, item)
         assert blobs_with(hosts, "secret")

@@ -10,8 +10,9 @@ from resilience import conversations
 from resilience.conversations import key_of
 from storage.driver import PAYLOADS, RESPONSES
 from storage.memory import MemoryDriver
-from storage.seam import Fault, Moment
-from tests.support.engines import PRINCIPAL, Host, HostGone, background, fleet, until
+from storage.seam import Fault
+from tests.support.deaths import die_after
+from tests.support.engines import PRINCIPAL, HostGone, background, fleet, until
 from tests.support.handlers import Teller
 from tests.support.invariants import check_nothing_left
 from tests.support.virtual_time import VirtualTimeLoop
@@ -28,15 +29,6 @@ FROZEN = 60.0
 """Seconds: the cleanup message, seen after five, is received and done with."""
 
 
-def die_behind(host: Host, operation: str) -> None:
-    async def die(name: str, moment: Moment) -> None:
-        if (name, moment) == (operation, "after"):
-            host.fleet.kill(host)
-            await host.passage()
-
-    host.seam.hooks.append(die)
-
-
 @pytest.mark.parametrize("operation", ["row.read", "log.list", "payload.list", "chain.delete"])
 async def test_a_deletion_whose_process_died_is_completed_after_an_outage(operation: str) -> None:
     async with fleet(Teller(3)) as hosts:
@@ -44,7 +36,7 @@ async def test_a_deletion_whose_process_died_is_completed_after_an_outage(operat
         response_id = (await other.create(background(LARGE, stream=True)))["id"]
         await hosts.finished(response_id)
         await hosts.quiet()
-        die_behind(victim, "row.replace")
+        die_after(hosts, victim, "row.replace")
         with suppress(HostGone):
             await victim.delete(response_id)
         outage = other.seam.inject(Fault(operation=operation, kind="before"))
@@ -60,7 +52,7 @@ async def test_a_deletion_of_a_conversation_whose_process_died_is_completed_afte
         runtime = victim.engine.runtime
         new = NewConversation([{"type": "message", "role": "user", "content": LARGE}], {})
         made = str((await victim.inside(conversations.create(runtime, PRINCIPAL, new)))["id"])
-        die_behind(victim, "conversation.delete")
+        die_after(hosts, victim, "conversation.delete")
         with suppress(HostGone):
             await victim.inside(conversations.delete(runtime, PRINCIPAL, made))
         outage = other.seam.inject(Fault(operation="conversation.*", kind="before"))
@@ -81,13 +73,7 @@ async def test_a_deletion_of_a_conversation_that_slept_and_died_behind_its_marke
         new = NewConversation([{"type": "message", "role": "user", "content": LARGE}], {})
         made = str((await sleeper.inside(conversations.create(runtime, PRINCIPAL, new)))["id"])
         asleep = sleeper.pause_at("conversation.delete")
-
-        async def die(name: str, moment: Moment) -> None:
-            if (name, moment) == ("conversation.delete", "after"):
-                hosts.kill(sleeper)
-                await sleeper.passage()
-
-        sleeper.seam.hooks.append(die)
+        die_after(hosts, sleeper, "conversation.delete")
         deleting = asyncio.ensure_future(sleeper.inside(conversations.delete(runtime, PRINCIPAL, made)))
         await until(asleep.is_set)
         await asyncio.sleep(FROZEN)
