@@ -1,11 +1,13 @@
 """The SDK clients of a storage account, over one pool of connections."""
 
+import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
+from azure.core.exceptions import ServiceResponseTimeoutError
 from azure.core.pipeline.transport import AioHttpTransport
 from azure.data.tables import TableClient as BlockingTableClient
 from azure.data.tables.aio import TableClient, TableServiceClient
@@ -37,6 +39,32 @@ class _Retry(ExponentialRetry):
         return float(self._delay * 2 ** (settings["count"] - 1))
 
 
+class _Transport(AioHttpTransport):  # type: ignore[misc]  # exported lazily, which hides its type
+    """One try of a call has a limit as a whole: the others begin with a connection, or behind the last byte sent.
+
+    Without it a body that nobody reads is sent for ever, and a connection that is never free is waited for as long.
+    """
+
+    def __init__(self, settings: StorageSettings, session: aiohttp.ClientSession) -> None:
+        super().__init__(
+            session=session, connection_timeout=settings.connection_timeout, read_timeout=settings.read_timeout
+        )
+        # As long for what is sent as for the answer.
+        self._limit = settings.connection_timeout + 2 * settings.read_timeout
+
+    async def send(self, request: Any, **options: Any) -> Any:
+        """The answer; a large one is read afterwards, with a limit for each portion.
+
+        Raises:
+            AzureError: There is none, or none in time; the SDK's policies try again after either.
+        """
+        try:
+            async with asyncio.timeout(self._limit):
+                return await super().send(request, **options)
+        except TimeoutError as error:
+            raise ServiceResponseTimeoutError(f"No answer within {self._limit:g} s.", error=error) from error
+
+
 def _quieten() -> None:
     """The SDKs log the headers of every request at INFO, which a Functions host records; leave that to who asks."""
     logger = logging.getLogger("azure.core.pipeline.policies.http_logging_policy")
@@ -50,16 +78,15 @@ class AzureClients:
     def __init__(self, settings: StorageSettings, tokens: Tokens) -> None:
         _quieten()
         self._settings = settings
-        self._transport = AioHttpTransport(
-            session=aiohttp.ClientSession(
+        self._transport = _Transport(
+            settings,
+            aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 # The SDK decodes bodies itself. Reading proxies and netrc costs more than the call.
                 auto_decompress=False,
                 trust_env=False,
             ),
-            connection_timeout=settings.connection_timeout,
-            read_timeout=settings.read_timeout,
         )
         self._credential: Credential | None = None
         self._blobs: OrderedDict[tuple[str, str], BlobClient] = OrderedDict()

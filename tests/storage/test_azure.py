@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 import json
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
+import aiohttp
 import psutil
 import pytest
 
+from storage.azure import AzureDriver
 from storage.connection import Storage, StorageSettings, open_storage
 from storage.driver import WATCH_QUEUE, Delete, Insert, QueueReceipt, Update
 from storage.errors import (
@@ -30,6 +34,7 @@ from tests.support.azurite import ACCOUNT, KEY, AzuriteServer
 
 LEASE = "11111111-2222-3333-4444-555555555555"
 RECEIPT = QueueReceipt(LEASE, "AgAAAA==")
+NARROW = 64 * 1024
 SOON = 15.0
 """Seconds of which every try takes half of one; without a time-out of ours a call would wait for a minute at least."""
 
@@ -211,6 +216,48 @@ async def test_an_unreachable_storage_is_unavailable_within_seconds(name: str) -
             await CALLS[name](storage)
         assert time.monotonic() - began < SOON
         assert caught.value.__cause__ is not None
+
+
+@pytest.fixture
+def narrow_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that hold less than a small body, as those over a network do; on a loopback it is megabytes."""
+    connector = aiohttp.TCPConnector
+
+    def made(**options: Any) -> aiohttp.TCPConnector:
+        return connector(socket_factory=_narrow_socket, **options)
+
+    monkeypatch.setattr("storage.azure_clients.aiohttp.TCPConnector", made)
+
+
+def _narrow_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    made = socket.socket(*address[:3])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NARROW)
+    made.setblocking(False)
+    return made
+
+
+@pytest.mark.usefixtures("narrow_connections")
+@pytest.mark.parametrize("size", [1_000, 4_000_000])
+@pytest.mark.parametrize("write", ["append", "upload"])
+async def test_a_body_that_nobody_reads_is_given_up_within_seconds(write: str, size: int) -> None:
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW)
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        port = int(deaf.getsockname()[1])
+        prepared = replace(settings(port, port, port), retries=1, connection_timeout=0.5)
+        async with opened(prepared) as storage:
+            assert isinstance(storage.driver, AzureDriver)
+            storage.driver._ready = True  # nothing could be created here
+            data = b"x" * size
+            call: Awaitable[object]
+            if write == "append":
+                call = storage.driver.append_block("events", "n", data, position=0, lease_id=LEASE)
+            else:
+                call = storage.driver.upload_blob("payloads", "n", data)
+            with pytest.raises(StorageUnavailable) as caught:
+                await asyncio.wait_for(call, SOON)
+            assert caught.value.__cause__ is not None
 
 
 async def test_a_failed_preparation_is_tried_again(azurite: AzuriteServer) -> None:
