@@ -104,6 +104,7 @@ class _Slot:
     def __init__(self, item: dict[str, Any]) -> None:
         self._item = item
         self._waiting: dict[tuple[_Place, str], list[str]] = {}
+        self._commands: dict[int, list[str]] = {}
 
     def joined(self) -> dict[str, Any]:
         """The item itself, up to date; for reading only."""
@@ -111,6 +112,10 @@ class _Slot:
             target = self._at(place)
             target[field] = "".join((target.get(field) or "", *pieces))
         self._waiting.clear()
+        commands = self._command_list() if self._commands else []
+        for index, pieces in self._commands.items():
+            commands[index] = "".join((str(commands[index]), *pieces))
+        self._commands.clear()
         return self._item
 
     def step(self, status: str) -> None:
@@ -148,8 +153,25 @@ class _Slot:
             self.put_part(place, fresh)
         return self._at(place)
 
-    def commands(self) -> list[Any]:
-        """The commands of a shell call."""
+    def append_command(self, index: int, piece: str) -> None:
+        """A delta of a command of a shell call."""
+        pieces = self._commands.get(index)
+        if pieces is None:
+            commands = self._command_list()
+            if index >= len(commands):
+                raise InvalidEvent(f"no command {index} to go on with, there are {len(commands)}")
+            pieces = self._commands[index] = []
+        pieces.append(piece)
+
+    def put_command(self, index: int, command: str) -> None:
+        """A command in its whole, new or over the one that is there."""
+        commands = self._command_list()
+        if index > len(commands):
+            raise InvalidEvent(f"no command {index}, there are {len(commands)}")
+        self._commands.pop(index, None)
+        commands[index : index + 1] = [command]
+
+    def _command_list(self) -> list[Any]:
         action = self._item.get("action")
         if not isinstance(action, dict):
             action = self._item["action"] = {}
@@ -236,17 +258,11 @@ def _own_list(part: dict[str, Any], field: str) -> list[Any]:
 
 
 def _command(slot: _Slot, event: _Event) -> None:
-    commands, index = slot.commands(), event["command_index"]
-    if index > len(commands):
-        raise InvalidEvent(f"{event['type']}: no command {index}, there are {len(commands)}")
-    commands[index : index + 1] = [event["command"]]
+    slot.put_command(event["command_index"], event["command"])
 
 
 def _command_delta(slot: _Slot, event: _Event) -> None:
-    commands, index = slot.commands(), event["command_index"]
-    if index >= len(commands):
-        raise InvalidEvent(f"{event['type']}: no command {index}, there are {len(commands)}")
-    commands[index] = f"{commands[index]}{event['delta']}"
+    slot.append_command(event["command_index"], event["delta"])
 
 
 def _copied(name: str, value: Any) -> Any:

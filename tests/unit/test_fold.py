@@ -337,6 +337,7 @@ GROWING: dict[str, Callable[[int], Event]] = {
     "annotations": lambda number: about(
         "output_text.annotation.added", content_index=0, annotation_index=number, annotation={"n": number}
     ),
+    "command": lambda number: about("shell_call_command.delta", 1, command_index=0, delta="x" * 100),
 }
 
 
@@ -344,6 +345,7 @@ GROWING: dict[str, Callable[[int], Event]] = {
 def test_a_long_output_costs_no_more_per_event_than_a_short_one(kind: str) -> None:
     fold = Fold(BASE)
     fold.apply(added(item()))
+    fold.apply(added(item("shell_call", call_id="c", action={"commands": [""]}), 1))
     numbers = count()
 
     def timed(events: int) -> float:
@@ -358,8 +360,11 @@ def test_a_long_output_costs_no_more_per_event_than_a_short_one(kind: str) -> No
 
     # Copying what there is for each event would make the last ones some twenty times as dear.
     assert min(fold_of_many[-5:]) < first * 5
-    (part,) = only(fold.snapshot())["content"]
-    assert max(len(part["text"]) // 100, len(part["logprobs"]), len(part["annotations"])) == 43 * 1000
+    message, shell = fold.items()
+    grown = [len(shell["action"]["commands"][0]) // 100]
+    for part in message["content"]:
+        grown += [len(part["text"]) // 100, len(part["logprobs"]), len(part["annotations"])]
+    assert max(grown) == 43 * 1000
 
 
 PIECES = st.lists(

@@ -540,6 +540,20 @@ FOLDED: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
         ],
         [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "a"}]}],
     ),
+    "a shell call": (
+        [
+            about("output_item.added", item={"type": "shell_call", "action": {"commands": ["cat"]}}),
+            about("shell_call_command.delta", command_index=0, delta=" a"),
+            about("shell_call_command.delta", command_index=0, delta=" b"),
+            about("shell_call_command.added", command_index=1, command=""),
+            about("shell_call_command.delta", command_index=1, delta="pwd"),
+            about("shell_call_command.added", command_index=2, command="x"),
+            about("shell_call_command.delta", command_index=2, delta="y"),
+            about("shell_call_command.done", command_index=2, command="ls"),
+            about("shell_call_command.delta", command_index=2, delta=" -l"),
+        ],
+        [{"type": "shell_call", "action": {"commands": ["cat a b", "pwd", "ls -l"]}}],
+    ),
     "a reset": (
         [
             about("output_item.added", item={"type": "message", "content": []}),
