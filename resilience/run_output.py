@@ -56,7 +56,7 @@ class RunOutput:
         self._ownership = ownership
         self._attempt = attempt
         self._feed = feed
-        self._persisted = _digest(persisted) if persisted is not None else b""
+        self._persisted = _digest(persisted) if persisted is not None else b""  # empty while it is not known
         self._storing: asyncio.Task[None] | None = None
         self._journal: Journal | None = None
         if feed is not None:
@@ -116,6 +116,7 @@ class RunOutput:
             return
         try:
             await self.flush()
+            self._persisted = b""  # a write that fails, or is cut off, may have been stored or may be yet
             await self._store(self._ownership.checkpoint(data))
             self._persisted = _digest(data)
         except StorageError:

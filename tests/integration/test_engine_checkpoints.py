@@ -1,10 +1,13 @@
 """What checkpoints leave in storage while a run goes on: growing snapshots do not add up (R11)."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from protocol.aio import ResponseEventStream
+from resilience.context import ResponseContext
 from storage.driver import PAYLOADS
 from storage.errors import StorageRejected
 from storage.seam import Fault
@@ -12,6 +15,8 @@ from tests.support.engines import PRINCIPAL, Fleet, background, fleet, until
 from tests.support.handlers import Teller
 from tests.support.invariants import check_response, read_stored
 from tests.support.virtual_time import VirtualTimeLoop
+
+type Json = dict[str, Any]
 
 EVENT_LOOP = VirtualTimeLoop
 
@@ -104,3 +109,58 @@ async def test_a_checkpoint_that_storage_rejects_costs_the_checkpoint_and_not_th
         assert (await hosts.finished(response_id)).status == "completed"
         assert fault.hits == 1
         await check_response(hosts.storage, PRINCIPAL, response_id, entries=1)
+
+
+class Noting:
+    """Keeps `first`, then `second` while `troubled` is set, then `first` again, and stays; tells what it is given."""
+
+    def __init__(self) -> None:
+        self.troubled = asyncio.Event()
+        self.over = asyncio.Event()
+        self.noted: list[str] = []
+        self.found: list[Any] = []
+
+    async def __call__(self, request: Json, context: ResponseContext, signal: asyncio.Event) -> AsyncIterator[Any]:
+        if context.is_recovery:
+            stream = ResponseEventStream(response=context.persisted_response)
+            self.found.append(dict(stream.internal_metadata))
+            yield stream.emit_created()
+            yield stream.emit_in_progress()
+            yield stream.emit_completed()
+            return
+        stream = ResponseEventStream(response_id=context.response_id, request=request)
+        yield stream.emit_created()
+        yield stream.emit_in_progress()
+        for note, moment in (("first", None), ("second", self.troubled), ("first", self.over)):
+            if moment is not None:
+                await moment.wait()
+            stream.internal_metadata["note"] = note
+            yield stream.checkpoint()
+            self.noted.append(note)
+        await asyncio.Event().wait()
+
+
+async def test_a_checkpoint_like_the_last_known_one_is_stored_over_one_of_unknown_fate() -> None:
+    """What was carried out without a reply is what recovery would find."""
+    handler = Noting()
+    async with fleet(handler) as hosts:
+        host, other = hosts.host(), hosts.host(queues=False)
+        response_id = (await host.create(background()))["id"]
+        await until(lambda: len(handler.noted) == 1)
+        lost = [
+            host.seam.inject(Fault(operation="row.replace", kind="after")),
+            host.seam.inject(Fault(operation="row.confirm", kind="before")),
+        ]
+        handler.troubled.set()
+        await until(lambda: len(handler.noted) == 2, seconds=300)
+        stored = await read_stored(hosts.storage, PRINCIPAL, response_id)
+        assert (stored.snapshot or {})["internal_metadata"] == {"note": "second"}, "it was carried out"
+        for fault in lost:
+            fault.remove()
+        handler.over.set()
+        await until(lambda: len(handler.noted) == 3)
+        await host.crash()
+        other.serve_queues()
+        await hosts.finished(response_id)
+        assert handler.found == [{"note": "first"}]
+        await check_response(hosts.storage, PRINCIPAL, response_id, entries=2, crashes=1)
