@@ -28,7 +28,7 @@ from protocol.response import TERMINAL_STATUSES
 from resilience.log_cursor import LogCursor
 from resilience.response_row import chain_key, has_log
 from resilience.runtime import Runtime
-from resilience.snapshots import shown_row
+from resilience.snapshots import shown_row, snapshot_of
 from storage.connection import Storage
 from storage.errors import NotFound
 from storage.rows import ResponseRow, Segment
@@ -58,7 +58,7 @@ async def timeline_of(runtime: Runtime, principal: str, response_id: str) -> Jso
         return {
             **_facts(row),
             "chain": await _chain(runtime.storage, row),
-            "checkpoint": await _checkpoint(runtime.storage, row),
+            "checkpoint": await _checkpoint(runtime, row),
             "log": None if story is None else story.log(row),
             "entries": [] if story is None else story.entries_of(row),
             "marks": [] if story is None else story.marks_of(row),
@@ -108,15 +108,17 @@ async def _chain(storage: Storage, row: ResponseRow) -> Json | None:
     return place
 
 
-async def _checkpoint(storage: Storage, row: ResponseRow) -> Json | None:
-    """What the next entry would begin with."""
+async def _checkpoint(runtime: Runtime, row: ResponseRow) -> Json | None:
+    """What the next entry would begin with; of a run that goes on, what it would begin with by now."""
     if row.status in TERMINAL_STATUSES or row.snapshot is None or not row.generation:
         return None
     try:
-        output = jsonio.loads(await storage.payloads.get(row.snapshot)).get("output")
+        snapshot = await snapshot_of(runtime, row)
     except jsonio.NotJson:
         return None
-    return {"output_items": len(output or [])}
+    if snapshot["status"] in TERMINAL_STATUSES:  # it ended since the row was read
+        return None
+    return {"output_items": len(snapshot.get("output") or [])}
 
 
 @dataclass(slots=True)

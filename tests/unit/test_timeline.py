@@ -178,6 +178,47 @@ async def test_a_killed_worker_is_told_as_a_reset_from_its_last_checkpoint() -> 
     assert line["worker"] != running["worker"]
 
 
+async def test_checkpoints_that_go_on_while_a_timeline_is_read_do_not_hide_it() -> None:
+    """Its snapshot is superseded and deleted between the row and the read."""
+    async with fleet(Teller(20, pause=0.5, checkpoints=True, ballast=40_000)) as hosts:
+        reader = hosts.host(queues=False)
+        hosts.host()
+        response_id = await (await reader.stream(background())).response_id()
+        await asyncio.sleep(4)
+        lookups = await slow_snapshot(reader, 1.5)
+        running = await read(reader, response_id)
+        await hosts.finished(response_id)
+    assert running["status"] == "in_progress"
+    assert running["checkpoint"]["output_items"] > 8, "it is the one that there is by now"
+    assert lookups == ["payload.get"] * 2
+
+
+async def test_a_response_that_ends_while_its_timeline_is_read_has_no_checkpoint_in_it() -> None:
+    async with fleet(Teller(10, pause=0.5, checkpoints=True, ballast=40_000)) as hosts:
+        reader = hosts.host(queues=False)
+        hosts.host()
+        response_id = await (await reader.stream(background())).response_id()
+        await asyncio.sleep(4)
+        await slow_snapshot(reader, 60)
+        running = await read(reader, response_id)
+        assert (await hosts.finished(response_id)).status == "completed"
+    assert (running["status"], running["checkpoint"]) == ("in_progress", None)
+
+
+async def slow_snapshot(host: Host, seconds: float) -> list[str]:
+    """The first payload that this host reads comes late; grows by each."""
+    lookups: list[str] = []
+
+    async def wait(name: str, moment: str) -> None:
+        if (name, moment) == ("payload.get", "before"):
+            lookups.append(name)
+            if len(lookups) == 1:
+                await asyncio.sleep(seconds)
+
+    host.seam.hooks.append(wait)
+    return lookups
+
+
 async def test_a_hand_over_is_counted_and_is_no_attempt() -> None:
     options = ResponsesServerOptions(resilient_background=True, shutdown_grace_period_seconds=2)
     async with fleet(Teller(20, pause=0.5, checkpoints=True)) as hosts:
