@@ -17,6 +17,7 @@ from protocol.response import fill_response, strip_internal
 from resilience.outcome import begun
 
 CREATED = "response.created"
+QUEUED = "response.queued"
 IN_PROGRESS = "response.in_progress"
 ITEM_ADDED = "response.output_item.added"
 ITEM_DONE = "response.output_item.done"
@@ -89,8 +90,10 @@ class Stamper:
         self._base = base
         self._next = last_sequence + 1
         self._recovery = recovery
+        self._resumed = last_sequence >= 0
         self._now = now
         self._created = False
+        self._said = ""
         self._open: set[int] = set()
         self._due: list[Stamped] = []
         self._unmeasured = 0
@@ -124,6 +127,12 @@ class Stamper:
             self._stamp_created(checked)
             return self._numbered()
         self._stamp_missing_created(name)
+        before, self._said = self._said, name
+        if name == QUEUED:
+            if before not in ("", CREATED):  # B6: what is in progress does not wait again
+                raise InvalidEvent(f"{name} can only follow {CREATED}, not {before}")
+            self._begin(checked)
+            return self._numbered()
         if name in TERMINAL:
             self._close_items()
             outcome = self._filled(checked)["response"]
@@ -152,8 +161,23 @@ class Stamper:
         if self._created:
             raise InvalidEvent("response.created came twice")
         self._created = True
-        if self._next == 0:  # R7: it stands once; what it would reset is for response.in_progress to say
-            self._stamp(self._filled(event))
+        self._said = CREATED
+        self._begin(event)
+
+    def _begin(self, event: dict[str, Any]) -> None:
+        """What comes before ``response.in_progress``: a stream has it once, from the entry that began it (R7).
+
+        What a later entry says with it counts as well (R9), but for its output and status: readers would not see the
+        reset, which is for ``response.in_progress`` to tell, nor that the response waits again (B6).
+        """
+        whole = self._filled(event)
+        if not self._resumed:
+            self._stamp(whole)
+            return
+        size = len(self._checked_frame(whole))
+        kept = {"status": "in_progress", "output": self._fold.items()}
+        self._fold.apply({"type": CREATED, "response": {**whole["response"], **kept}})
+        self._count(size)
 
     def _stamp_missing_created(self, name: str) -> None:
         """A recovered handler need not repeat ``response.created``, but it may never have reached the log."""
@@ -190,13 +214,15 @@ class Stamper:
         return {**event, "response": whole}
 
     def _stamp(self, event: dict[str, Any]) -> None:
+        frame = self._checked_frame(event)
+        self._number(event, frame)
+        self._count(len(frame))
+
+    def _checked_frame(self, event: dict[str, Any]) -> bytes:
         frame = self._framed(event)
         if len(frame) > MAX_FRAME:
             raise InvalidEvent(f"{event['type']}: {len(frame)} bytes, at most {MAX_FRAME} are allowed")
-        self._number(event, frame)
-        self._unmeasured += len(frame)
-        if self._unmeasured > self._room:
-            self._measure()
+        return frame
 
     def _framed(self, event: dict[str, Any]) -> bytes:
         return sse.encode({**strip_internal(event), "sequence_number": self._next})
@@ -206,6 +232,11 @@ class Stamper:
         self._note_items(event)
         self._due.append(Stamped(self._next, frame, event["type"] in _AT_ONCE))
         self._next += 1
+
+    def _count(self, size: int) -> None:
+        self._unmeasured += size
+        if self._unmeasured > self._room:
+            self._measure()
 
     def _measure(self) -> None:
         """Refuse to go on with a response that is too large; seldom, for it costs as much as the response is long."""

@@ -49,6 +49,50 @@ def test_a_suppressed_event_takes_no_number() -> None:
     assert decoded(stamp.stamp(lifecycle("in_progress")))[0]["sequence_number"] == 5
 
 
+def test_what_a_suppressed_event_says_counts_but_for_output_and_status() -> None:
+    """R9; its reset would be one that readers do not see (R7)."""
+    kept = {"type": "message", "role": "assistant", "content": []}
+    stamp = stamper(last=4, recovery=True, base={**BASE, "status": "in_progress", "output": [kept]})
+    begun = {"status": "queued", "model": "other", "output": []}
+    assert stamp.stamp({"type": "response.created", "response": begun}) == []
+    assert stamp.stamp({"type": "response.queued", "response": {"metadata": {"k": "v"}}}) == []
+    snapshot = stamp.snapshot()
+    assert (snapshot["status"], snapshot["output"]) == ("in_progress", [kept])
+    told = decoded(stamp.stamp({"type": "response.in_progress", "response": {}}))[0]["response"]
+    assert (told["model"], told["metadata"]) == ("other", {"k": "v"})
+
+
+@pytest.mark.parametrize("last", [-1, 3], ids=["new", "suppressed"])
+@pytest.mark.parametrize("name", ["created", "queued"])
+def test_an_invalid_beginning_is_an_error_whether_it_is_shown_or_not(name: str, last: int) -> None:
+    for broken in ({"metadata": "none"}, {"output": [{"type": "function_call"}]}, {"status": "asleep"}):
+        stamp = stamper(last=last, recovery=True)
+        before = stamp.snapshot()
+        with pytest.raises(InvalidEvent):
+            stamp.stamp(lifecycle(name, **broken))
+        assert stamp.snapshot()["output"] == before["output"]
+
+
+def test_a_recovered_entry_waits_visibly_only_where_nothing_is_in_the_stream_yet() -> None:
+    stamp = stamper(recovery=True)
+    events = [*decoded(stamp.stamp(lifecycle("queued"))), *decoded(stamp.stamp(lifecycle("in_progress")))]
+    assert [event["type"] for event in events] == ["response.created", "response.queued", "response.in_progress"]
+    stamp = stamper(last=0, recovery=True)
+    assert stamp.stamp(lifecycle("queued")) == []
+    assert [event["sequence_number"] for event in decoded(stamp.stamp(lifecycle("in_progress")))] == [1]
+
+
+@pytest.mark.parametrize("last", [-1, 3], ids=["new", "suppressed"])
+def test_queued_behind_anything_but_created_is_an_error(last: int) -> None:
+    """B6: no way back."""
+    for name in ("in_progress", "queued"):
+        stamp = stamper(last=last, recovery=last >= 0)
+        stamp.stamp(lifecycle("created"))
+        stamp.stamp(lifecycle(name))
+        with pytest.raises(InvalidEvent):
+            stamp.stamp(lifecycle("queued"))
+
+
 def test_an_invalid_event_takes_no_number() -> None:
     stamp = stamper()
     stamp.stamp(lifecycle("created"))
@@ -242,6 +286,14 @@ def test_a_response_that_outgrows_its_limit_is_stopped_while_its_end_still_fits(
     assert stamp.snapshot()["output"][0]["content"][0]["text"] == character * 50 * (told + 1)
     ((_, last),) = terminal_frames(failed(snapshot, "server_error", "no"), stamp.last_sequence)
     assert 20_000 < len(last) < 25_000
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("last", [-1, 3], ids=["new", "suppressed"])
+@pytest.mark.parametrize("size", [25_000, 35_000], ids=["response", "frame"])
+def test_a_created_beyond_the_limits_is_refused_whether_it_is_shown_or_not(size: int, last: int) -> None:
+    with pytest.raises(InvalidEvent):
+        stamper(last=last, recovery=True).stamp(lifecycle("created", instructions="x" * size))
 
 
 @pytest.mark.usefixtures("small")
