@@ -205,6 +205,7 @@ def check_stream(frames: Sequence[bytes], snapshot: Json | None = None) -> list[
     assert "error" not in names, "B8: an error event after response.created"
     assert names[0] == "response.created", f"B8: {names[0]} is the first event"
     assert names.count("response.created") == 1, "R7: response.created stands twice"
+    assert "response.queued" not in names[2:], "B6, B8: response.queued behind something else than response.created"
     final = events[-1]["response"]
     _check_fold(events)
     _check_texts(events)

@@ -34,7 +34,7 @@ from tests.support.virtual_time import VirtualTimeLoop
 
 EVENT_LOOP = VirtualTimeLoop
 
-NUMBERS = [f"V{number}" for number in range(1, 11)]
+NUMBERS = [*(f"V{number}" for number in range(1, 11)), "B6"]
 HOUR = 3_600.0
 LARGE = "x" * 40_000
 """Enough for a request that is stored beside its row."""
@@ -328,6 +328,17 @@ async def an_outcome_without_what_was_told(scene: Scene) -> None:
     event = sse.decode(frames[-1])
     event["response"]["output"] = []
     await scene.change_log([*frames[:-1], sse.encode(event)])
+
+
+@damage("B6")
+async def a_stream_that_waits_again(scene: Scene) -> None:
+    """Behind its reset."""
+    frames = await scene.frames()
+    resets = [index for index, frame in enumerate(frames) if sse.event_type(frame) == "response.in_progress"]
+    event = sse.decode(frames[resets[1]])
+    queued = {**event, "type": "response.queued", "response": {**event["response"], "status": "queued"}}
+    told = [*frames[: resets[1]], sse.encode(queued), *frames[resets[1] :]]
+    await scene.change_log([renumbered(frame, number) for number, frame in enumerate(told)])
 
 
 @damage("V7")
