@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 from resilience import acceptance, chain
 from resilience.background_run import BackgroundRun, RunEnd
-from resilience.claim import ClaimRequest, Declined, Reason, claim, is_alive
+from resilience.claim import ClaimRequest, Declined, Reason, claim
 from resilience.dispatch import Disposition
 from resilience.log_context import start_anew
 from resilience.log_repair import complete_log
@@ -265,7 +265,7 @@ class BackgroundRuns:
     async def _after_decline(self, declined: Declined, key: str, response_id: str, *, late: bool) -> None:
         if declined.reason is Reason.TERMINAL and declined.row is not None:
             await complete_log(self._runtime.storage, declined.row)
-            if declined.row.turn and not await self._is_wound_down_elsewhere(declined.row):
+            if declined.row.turn and not await chain.is_wound_down_elsewhere(self._runtime, declined.row):
                 await chain.revive(self._runtime, key, response_id)
         elif declined.reason is Reason.NO_ROW and not late:
             # Who accepts it may be slower still, and may die right behind the insert: then no message would be left.
@@ -274,14 +274,8 @@ class BackgroundRuns:
         elif declined.reason in (Reason.NO_ROW, Reason.DELETED):
             _log.info("response %s: nothing to run (%s)", response_id, declined.reason.name)
             await remove_blobs(self._runtime, key, response_id)
-            if declined.row is None or not await self._is_wound_down_elsewhere(declined.row):
+            if declined.row is None or not await chain.is_wound_down_elsewhere(self._runtime, declined.row):
                 await chain.revive(self._runtime, key, response_id)  # it may have left its chain before it was removed
-
-    async def _is_wound_down_elsewhere(self, row: ResponseRow) -> bool:
-        """True while the worker that ended this turn lives: it starts the next one, after its handler is gone."""
-        if not row.owner or self._runtime.worker.is_current(row.owner):
-            return False
-        return await is_alive(self._runtime.storage, row.owner)
 
     def _start(self, ownership: Ownership, record: RequestRecord, verdict: Verdict | None) -> OwnedRun:
         row = ownership.row

@@ -26,6 +26,7 @@ from protocol.errors import (
     ConversationNotFound,
     ConversationQueueFull,
 )
+from resilience.claim import is_alive
 from resilience.dispatch import Disposition
 from resilience.options import ResponsesServerOptions
 from resilience.placement import tenant_in
@@ -34,6 +35,7 @@ from resilience.retry import STORAGE_RETRY_SECONDS
 from resilience.runtime import Runtime
 from storage.chains import ChainRow
 from storage.errors import ChainMoved, StorageUnavailable
+from storage.rows import ResponseRow
 
 MAX_PENDING = 9
 """Turns that may wait in one chain (S5)."""
@@ -119,6 +121,13 @@ async def start_active(runtime: Runtime, chain: ChainRow | None) -> None:
         return
     await runtime.storage.work.send_start(tenant_in(chain.partition_key), chain.active.id)
     runtime.start_soon(chain.partition_key, chain.active.id)
+
+
+async def is_wound_down_elsewhere(runtime: Runtime, row: ResponseRow) -> bool:
+    """True while the worker that ended this turn lives: it starts the next one, after its handler is gone."""
+    if not row.owner or runtime.worker.is_current(row.owner):
+        return False
+    return await is_alive(runtime.storage, row.owner)
 
 
 async def revive(runtime: Runtime, partition_key: str, gone: str) -> None:
