@@ -5,6 +5,10 @@ everybody here gave it up: such a row would name a worker that knows nothing of 
 place of a row that is there, or that may come, is taken by a deletion marker, which refuses that insert whenever it
 comes; retention removes the marker. A turn needs none: its insert goes with the chain, which is not as it was.
 
+Whoever has claimed it meanwhile runs it to its end, and what there is of it goes after its handler: one handler at a
+time. A claim is told by its lease id, for every claim draws its own: a row that names this very worker may be as its
+insert left it, or claimed here since, with the reply still on its way and the run not yet begun.
+
 Until all is done the response stays open in the ledger of its worker: should this process die before, it is run, to
 nobody's harm.
 """
@@ -39,7 +43,7 @@ async def abandon(
     """Undo what there is of a response.
 
     Args:
-        wanted: Its row, as it would have been.
+        wanted: Its row, as it would have been; with the lease id that it was to have, if it was to be claimed at once.
         worker_id: The worker whose ledger has it open; "" for none.
         request_key: The key that stands for it; it is released.
         unanswered: An insert of its row may still be carried out.
@@ -47,7 +51,7 @@ async def abandon(
     key, response_id = wanted.partition_key, wanted.id
     while True:
         try:
-            if await _is_withdrawn(runtime, wanted, worker_id, unanswered=unanswered):
+            if await _is_withdrawn(runtime, wanted, unanswered=unanswered):
                 await remove_blobs(runtime, key, response_id)
                 if request_key is not None:
                     await request_key.release(response_id)
@@ -63,14 +67,14 @@ async def abandon(
         close_run(runtime, worker_id, response_id)
 
 
-async def _is_withdrawn(runtime: Runtime, wanted: ResponseRow, worker_id: str, *, unanswered: bool) -> bool:
+async def _is_withdrawn(runtime: Runtime, wanted: ResponseRow, *, unanswered: bool) -> bool:
     """Take its row away; false while somebody runs it: one handler at a time, its turn is over when that is."""
     row = await read_row(runtime.storage, wanted.partition_key, wanted.id)
-    if row is not None and _runs(runtime, row, worker_id):
+    if row is not None and _runs(runtime, row, wanted):
         return False
     if row is not None and row.turn:
-        await _leave_chain(runtime, row)  # which refuses an insert, too, that was made for the chain as it was
-    elif unanswered or row is not None:  # the latter: an earlier try may come still
+        return await _has_left_chain(runtime, row)
+    if unanswered or row is not None:  # the latter: an earlier try may come still
         await _fence(runtime, wanted if row is None else row)
     return True
 
@@ -84,16 +88,23 @@ async def _fence(runtime: Runtime, row: ResponseRow) -> None:
         await (runtime.storage.rows.replace(marker) if row.etag else runtime.storage.rows.insert(marker))
 
 
-def _runs(runtime: Runtime, row: ResponseRow, worker_id: str) -> bool:
-    """True if somebody has claimed it already."""
-    owned = row.owner not in ("", worker_id) or row.id in runtime.running
-    return owned and row.status not in TERMINAL_STATUSES
+def _runs(runtime: Runtime, row: ResponseRow, wanted: ResponseRow) -> bool:
+    """True if somebody has claimed it already, or if this process is not done with it (its handler cleans up)."""
+    claimed = bool(row.owner) and row.lease_id != wanted.lease_id
+    return row.id in runtime.running or (claimed and row.status not in TERMINAL_STATUSES)
 
 
-async def _leave_chain(runtime: Runtime, row: ResponseRow) -> None:
+async def _has_left_chain(runtime: Runtime, row: ResponseRow) -> bool:
+    """Delete a turn's row, and with it the turn; an insert that was made for the chain as it was is refused, too.
+
+    False while its handler cleans up in another process behind its outcome: that one begins the next turn after it.
+    """
     chain = await runtime.storage.chains.read(row.partition_key)
+    if chain.ending == row.id and await chains.is_wound_down_elsewhere(runtime, row):
+        return False
     if chain.turn(row.id) is None:  # somebody ran it to its end
         left = chain.continued_from(await undeleted_before(runtime, row), instead_of=row.id)
     else:
         left = chain.without_trace(row.id)
     await runtime.storage.chains.delete_row(row, left)
+    return True

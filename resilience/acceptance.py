@@ -151,10 +151,10 @@ async def accept_and_own(
     if turn is not None and turn.waits:
         return await _record_or_abandon(runtime, key, record, disposition, turn)
     opening = asyncio.ensure_future(runtime.worker.open(background_entry(key, record.response_id)))
-    worker_id = ""
+    worker_id, lease_id = "", str(uuid.uuid4())
     try:
         prepared, opened = await asyncio.gather(
-            _prepare(runtime, key, record, disposition, turn, lease_id=str(uuid.uuid4())),
+            _prepare(runtime, key, record, disposition, turn, lease_id=lease_id),
             opening,
             return_exceptions=True,
         )
@@ -170,7 +170,8 @@ async def accept_and_own(
     except (StorageError, asyncio.CancelledError) as error:  # the latter: the request was ended, and what it began
         if opening.done() and not opening.cancelled() and opening.exception() is None:
             worker_id = opening.result()
-        _abandon_soon(runtime, first_row(key, record, disposition, _NO_REQUEST), error, worker_id)
+        wanted = replace(first_row(key, record, disposition, _NO_REQUEST), lease_id=lease_id)
+        _abandon_soon(runtime, wanted, error, worker_id)
         raise
     if not accepted.row.owner:  # meanwhile others joined: it waits
         close_run(runtime, worker_id, record.response_id)

@@ -202,10 +202,13 @@ async def test_after_a_late_commit_of_an_abandoned_turn_the_one_before_it_is_con
         assert again["status"] == "completed"
 
 
-def lose_an_insert(host: Host, *, looks: int) -> None:
-    """The insert of a turn is carried out, and nobody hears of it; so many looks at its row fail as well."""
-    host.seam.inject(Fault(operation="row.insert", kind="after", times=2))
-    host.seam.inject(Fault(operation="row.confirm", kind="before", times=2))
+def lose_an_insert(host: Host, *, looks: int, refused: int = 0) -> None:
+    """The insert of a turn is carried out, after so many that the chain refused, and nobody hears of it.
+
+    So many looks at its row fail as well.
+    """
+    host.seam.inject(Fault(operation="row.insert", kind="after", times=2, after=refused))
+    host.seam.inject(Fault(operation="row.confirm", kind="before", times=2, after=refused))
     host.seam.inject(Fault(operation="row.read", kind="before", times=looks))
 
 

@@ -43,7 +43,7 @@ def lasting(seconds: float) -> Act:
 
 
 class Turns:
-    """Says ``answer to {input}``, after `act`.
+    """Says ``answer to {input}``, after `act`, and cleans up for `cleanup` seconds behind its last event.
 
     Attributes:
         spans: each entry, by a counter of beginnings and ends.
@@ -52,8 +52,9 @@ class Turns:
         gates: to let turns go on, by the input.
     """
 
-    def __init__(self, act: Act = at_once) -> None:
+    def __init__(self, act: Act = at_once, *, cleanup: float = 0.0) -> None:
         self.act = act
+        self.cleanup = cleanup
         self.contexts: defaultdict[str, list[ResponseContext]] = defaultdict(list)
         self.signals: defaultdict[str, list[asyncio.Event]] = defaultdict(list)
         self.gates: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
@@ -74,6 +75,8 @@ class Turns:
             async for event in stream.output_item_message(f"answer to {request['input']}"):
                 yield event
             yield stream.emit_completed()
+            if self.cleanup:
+                await asyncio.sleep(self.cleanup)
         finally:
             self.spans[place] = (context.response_id, began, float(next(self._moments)))
 
