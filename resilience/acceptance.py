@@ -9,8 +9,8 @@ with the lease acquired and the run open in its ledger before. Its own start mes
 arrives; anybody else's reception of it leaves the run alone, because its owner lives.
 
 *In a chain* the row is inserted together with the chain's row, which decides between any number of turns (see
-`resilience.chain`). A turn that has to wait gets neither a start message nor an owner: who ends the turn before it
-starts it.
+`resilience.chain`). A turn that has to wait has no owner, and needs no start message: who ends the turn before it
+starts it. It gets one all the same, which then starts nothing, where anything of it is stored outside its row.
 """
 
 import asyncio
@@ -311,7 +311,12 @@ async def _waiting_row(runtime: Runtime, row: ResponseRow, record: RequestRecord
     snapshot = await _accepted_snapshot(runtime, row, record) if row.background else None
     if snapshot is None:
         return row
-    stored = await runtime.storage.payloads.put(row.partition_key, row.id, "snapshot", jsonio.dumps(snapshot))
+    data = jsonio.dumps(snapshot)
+    if len(data) > INLINE_LIMIT:
+        # First: nothing else leads to its blob if the chain refuses the turn now, or this process dies before the row
+        # (V10). Not even a message that was sent before: the acceptor may have taken longer than that one waits.
+        await _send_again(runtime, row)
+    stored = await runtime.storage.payloads.put(row.partition_key, row.id, "snapshot", data)
     return replace(row, snapshot=stored)
 
 
