@@ -6,6 +6,8 @@ position is not the one in force. An append whose reply was lost is stored, but 
 from the position and compare.
 """
 
+from collections.abc import Iterable
+
 from storage.driver import EVENTS, AppendResult, BlobInfo, StorageDriver
 from storage.errors import AlreadyExists, LeaseHeld, NotFound
 from storage.seam import Operation, Seam
@@ -63,13 +65,21 @@ class EventLog:
         """Give one's lease back. Raises `PreconditionFailed` when another or none is there, `NotFound`."""
         await self._seam.run(Operation.LOG_RELEASE, self._driver.release_lease(EVENTS, name, lease_id))
 
+    async def names(self, partition: str, response_id: str) -> list[str]:
+        """The names of all segments of a response."""
+        call = self._driver.list_blobs(EVENTS, f"{partition}/{response_id}/")
+        return await self._seam.run(Operation.LOG_LIST, call)
+
     async def delete_all(self, partition: str, response_id: str) -> None:
-        """Delete all segments of a response, leased or not; what is gone already is fine.
+        """Delete all segments of a response, as `delete_named` does."""
+        await self.delete_named(await self.names(partition, response_id))
+
+    async def delete_named(self, names: Iterable[str]) -> None:
+        """Delete segments, leased or not; what is gone already is fine.
 
         Raises `LeaseHeld` if somebody takes the lease again and again.
         """
-        call = self._driver.list_blobs(EVENTS, f"{partition}/{response_id}/")
-        for name in await self._seam.run(Operation.LOG_LIST, call):
+        for name in names:
             await self._delete(name)
 
     async def _delete(self, name: str) -> None:

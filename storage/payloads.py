@@ -5,6 +5,7 @@ that points to it, and never changed; so a reader of the row sees the old bytes 
 """
 
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from storage.driver import PAYLOADS, StorageDriver
@@ -59,7 +60,11 @@ class Payloads:
 
     async def delete_all(self, partition: str, response_id: str) -> None:
         """Delete every payload blob of a response; what is gone already is fine."""
-        for name in await self.names(partition, response_id):
+        await self.delete_named(await self.names(partition, response_id))
+
+    async def delete_named(self, names: Iterable[str]) -> None:
+        """Delete payload blobs; what is gone already is fine."""
+        for name in names:
             try:
                 await self._seam.run(Operation.PAYLOAD_DELETE, self._driver.delete_blob(PAYLOADS, name))
             except NotFound:

@@ -200,7 +200,7 @@ async def test_a_deletion_slower_than_its_cleanup_message_is_completed_by_anothe
         made = await host.create({"input": LARGE})
         await hosts.quiet()
         host.seam.inject(Fault(operation="row.replace", kind="delay", delay=8.0, times=1))
-        host.seam.inject(Fault(operation="payload.list", kind="before", times=1))
+        host.seam.inject(Fault(operation="payload.delete", kind="before", times=1))
         with pytest.raises(StorageUnavailable):
             await host.delete(made["id"])
         with pytest.raises(ResponseNotFound):

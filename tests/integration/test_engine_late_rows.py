@@ -142,7 +142,10 @@ async def test_a_keyed_acceptance_that_failed_behind_its_late_insert_is_run() ->
 
 
 class Overlap:
-    """Who cleans up behind a missing row was held up between its look and the deletion; there the row is inserted."""
+    """Who cleans up behind a missing row was held up between its look and the deletion; there the row is inserted.
+
+    What the row names was listed before.
+    """
 
     def __init__(self, acceptor: Host, cleaner: Host) -> None:
         self._looked = asyncio.Event()
@@ -151,7 +154,7 @@ class Overlap:
         cleaner.seam.hooks.append(self._clean_up)
 
     async def _clean_up(self, name: str, moment: Moment) -> None:
-        if (name, moment) == ("log.list", "before"):
+        if name in ("log.delete", "payload.delete") and moment == "before":
             self._looked.set()
             await self._inserted.wait()
 
@@ -199,6 +202,36 @@ async def test_a_response_whose_request_was_cleaned_up_too_early_fails(stream: b
         row = await hosts.finished(made["id"], seconds=UNTIL_LATE)
         assert (row.status, row.error_code, hosts.entered(made["id"])) == ("failed", "server_error", 0)
         await hosts.quiet()
+
+
+async def cleaner_held_at(hosts: Fleet, operation: str, body: dict[str, Any]) -> Host:
+    """It cleans up behind a keyed request, whose process died before the row, and is stopped before that call."""
+    cleaner, victim = hosts.host(), hosts.host(queues=False)
+    die_at(victim, "row.insert:before")
+    with pytest.raises(HostGone):
+        await victim.create(body, idempotency_key="k")
+    held = cleaner.pause_at(operation)
+    await until(held.is_set, f"{operation} of the cleaner", UNTIL_LATE)
+    return cleaner
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("operation", ["log.list", "payload.list"])
+async def test_a_response_that_was_made_again_while_a_cleanup_slept_keeps_its_request(
+    operation: str, stream: bool
+) -> None:
+    """Its key stands for the same id."""
+    body = background(LARGE, stream=stream)
+    async with fleet(Teller(3)) as hosts:
+        cleaner = await cleaner_held_at(hosts, operation, body)
+        other = hosts.host()
+        reads = other.pause_at("payload.get")
+        made = await other.create(body, idempotency_key="k")
+        await until(reads.is_set)
+        cleaner.resume()
+        await asyncio.sleep(1)
+        other.resume()
+        await check_completed(hosts, made["id"])
 
 
 MOMENTS = ["payload.put:after", "log.create:after", "row.insert:before"]
