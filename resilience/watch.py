@@ -2,17 +2,21 @@
 
 *Message* (queue ``responses-watch``): hidden for ``watch_visibility`` seconds and pushed forward every
 ``watch_push_interval`` by a thread of its own (`watch_pusher`), so that a handler that blocks the event loop does not
-look dead. Who receives it knows that the pushes stopped.
+look dead. Who receives it knows that the pushes stopped. Each push also writes into the message until when the one
+before had hidden it, by the service's clock: so its receiver sees whether it was received as soon as it could be. If it
+was not, nobody was there or storage was away for everybody, and that there were no pushes proves nothing. Then it is
+sent again once, which gives its worker, if there is one, the time to send another (`adoption`).
 
-*Epoch*: which message counts. Each message of a ledger has one of its own, from 0 on; the row `worker` has that
-of the message that counts, and one of a lower epoch is superseded: who receives it does nothing (`adoption`). A message
-that cannot be pushed any more although the process lives (this process received it itself, or the reply to a push was
-lost, and the new receipt with it) is replaced before it is believed: first the message n+1 is sent, and pushed from
-then on, then a transaction takes the epoch n+1 to the ledger. A death between the two is found by either message, one
-after them by the second. If somebody received the message n and marked the ledger before that transaction, it is
-refused, and this process was declared dead as ever. An epoch is never sent twice: a send without an answer may have
-left a message that nobody pushes, and the next one supersedes it. A resting ledger has no message; the transaction
-that takes it up has the epoch of the one that is sent next, so that one that could not be taken back counts no more.
+*Epoch*: which message counts. Each message of a ledger has one of its own, from 0 on; the row `worker` has that of the
+message that counts, and one of a lower epoch is superseded: who receives it does nothing (`adoption`). A message that
+cannot be pushed any more although the process lives (this process received it itself, somebody received it when storage
+had been away, or the reply to a push was lost, and the new receipt with it) is replaced before it is believed: first
+the message n+1 is sent, and pushed from then on, then a transaction takes the epoch n+1 to the ledger. A death between
+the two is found by either message, one after them by the second. If somebody received the message n and marked the
+ledger before that transaction, it is refused, and this process was declared dead as ever. An epoch is never sent twice:
+a send without an answer may have left a message that nobody pushes, and the next one supersedes it. A resting ledger
+has no message; the transaction that takes it up has the epoch of the one that is sent next, so that one that could not
+be taken back counts no more.
 
 *Pulse* (a row of the ledger that is no part of the fence): given by the pusher's thread when the event loop has made
 no transaction for longer than a ``heartbeat_interval``, so that the sweep does not take a blocked worker for a dead
@@ -37,6 +41,7 @@ from resilience.watch_pusher import Lost, PusherFactory, WatchPusher
 from storage.connection import Storage
 from storage.driver import QueueReceipt
 from storage.errors import PreconditionFailed, StorageError, StorageUnavailable
+from storage.queues import WatchMessage
 
 _log = logging.getLogger("resilience.worker")
 
@@ -173,10 +178,11 @@ class Watch:
 
     def _push_forward(self, receipt: QueueReceipt, epoch: int) -> None:
         loop = asyncio.get_running_loop()
+        message = WatchMessage(self._worker_id, epoch)
 
         def push(newest: QueueReceipt, visibility: float) -> QueueReceipt:
             self._check_loop(loop.time)
-            pushed = self._storage.watch.push_blocking(newest, visibility)
+            pushed = self._storage.watch.push_blocking(message, newest, visibility)
             self._stand_in(loop.time)
             return pushed
 

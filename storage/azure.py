@@ -249,9 +249,8 @@ class AzureDriver:
 
     async def send_message(self, queue: str, text: str, *, delay: float = 0, once: bool = False) -> QueueReceipt:
         client = (await self._prepared()).queue(queue)
-        encoded = base64.b64encode(text.encode()).decode()
         options: dict[str, Any] = {"retry_total": 0} if once else {}
-        call = client.send_message(encoded, visibility_timeout=whole_seconds(delay), time_to_live=-1, **options)
+        call = client.send_message(_encoded(text), visibility_timeout=whole_seconds(delay), time_to_live=-1, **options)
         return _receipt(await answered(call))
 
     async def receive_message(self, queue: str, *, visibility: float) -> QueueMessage | None:
@@ -269,12 +268,11 @@ class AzureDriver:
         )
         return _receipt(await answered(call, _RECEIPT))
 
-    def update_message_blocking(self, queue: str, receipt: QueueReceipt, *, delay: float) -> QueueReceipt:
+    def update_message_blocking(self, queue: str, receipt: QueueReceipt, *, delay: float, text: str) -> QueueReceipt:
         client = self._blocking_client(self._blocking_queues, queue, blocking_queue)
+        ids, seconds = (receipt.message_id, receipt.pop_receipt), whole_seconds(delay)
         try:
-            return _receipt(
-                client.update_message(receipt.message_id, receipt.pop_receipt, visibility_timeout=whole_seconds(delay))
-            )
+            return _receipt(client.update_message(*ids, content=_encoded(text), visibility_timeout=seconds))
         except DRIVER_ERRORS as error:
             raise translated(error, _RECEIPT) from error
 
@@ -359,7 +357,11 @@ def _etag(metadata: Any) -> str:
 
 
 def _receipt(message: Any) -> QueueReceipt:
-    return QueueReceipt(message.id, message.pop_receipt)
+    return QueueReceipt(message.id, message.pop_receipt, message.next_visible_on)
+
+
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
 
 
 def _decoded(content: str) -> str:

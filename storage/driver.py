@@ -110,10 +110,14 @@ type TableOperation = Insert | Upsert | Update | Delete
 
 @dataclass(frozen=True, slots=True)
 class QueueReceipt:
-    """The right to change a message; every change gives a new one and spends the old."""
+    """The right to change a message; every change gives a new one and spends the old.
+
+    `hidden_until`: when the message becomes visible, by the service's clock; None where the service did not say.
+    """
 
     message_id: str
     pop_receipt: str
+    hidden_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +246,8 @@ class StorageDriver(Protocol):
         """
         ...
 
-    def update_message_blocking(self, queue: str, receipt: QueueReceipt, *, delay: float) -> QueueReceipt:
-        """`update_message` for a thread of its own; uses no event loop and shares no connection with it."""
+    def update_message_blocking(self, queue: str, receipt: QueueReceipt, *, delay: float, text: str) -> QueueReceipt:
+        """`update_message` for a thread of its own, with a new text; uses no event loop and shares no connection."""
         ...
 
     async def count_messages(self, queue: str) -> int:

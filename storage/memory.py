@@ -242,7 +242,7 @@ class MemoryDriver:
             visible_at = self.clock.now() + whole_seconds(delay)
             message = MemoryMessage(str(uuid.uuid4()), text, visible_at, _new_receipt())
             self.queues[queue].append(message)
-            return QueueReceipt(message.message_id, message.pop_receipt)
+            return _receipt(message)
 
     async def receive_message(self, queue: str, *, visibility: float) -> QueueMessage | None:
         async with self._turn():
@@ -254,16 +254,17 @@ class MemoryDriver:
             message.visible_at = now + whole_seconds(visibility, least=1)
             message.pop_receipt = _new_receipt()
             message.dequeue_count += 1
-            receipt = QueueReceipt(message.message_id, message.pop_receipt)
-            return QueueMessage(receipt, message.text, message.dequeue_count)
+            return QueueMessage(_receipt(message), message.text, message.dequeue_count)
 
     async def update_message(self, queue: str, receipt: QueueReceipt, *, delay: float) -> QueueReceipt:
         async with self._turn():
             return self._push(queue, receipt, delay)
 
-    def update_message_blocking(self, queue: str, receipt: QueueReceipt, *, delay: float) -> QueueReceipt:
+    def update_message_blocking(self, queue: str, receipt: QueueReceipt, *, delay: float, text: str) -> QueueReceipt:
         with self._lock:
-            return self._push(queue, receipt, delay)
+            pushed = self._push(queue, receipt, delay)
+            self._message(queue, pushed).text = text
+            return pushed
 
     async def count_messages(self, queue: str) -> int:
         async with self._turn():
@@ -285,7 +286,7 @@ class MemoryDriver:
         message = self._message(queue, receipt)
         message.visible_at = self.clock.now() + whole_seconds(delay)
         message.pop_receipt = _new_receipt()
-        return QueueReceipt(message.message_id, message.pop_receipt)
+        return _receipt(message)
 
     # The account
 
@@ -313,6 +314,11 @@ class MemoryDriver:
         with self._lock:
             yield
         await asyncio.sleep(0)
+
+
+def _receipt(message: MemoryMessage) -> QueueReceipt:
+    hidden_until = datetime.fromtimestamp(message.visible_at, UTC)
+    return QueueReceipt(message.message_id, message.pop_receipt, hidden_until)
 
 
 def _new_receipt() -> str:

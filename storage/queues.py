@@ -2,16 +2,20 @@
 
 Format: queue `responses-work` holds `{"v":1,"tenant":…,"id":…}`, with `"cleanup":true` after a deletion, with
 `"late":true` where a first message was received and its response was not on record, or not deleted; queue
-`responses-watch` holds `{"v":1,"worker":…,"epoch":n}`; both base64 on the wire, as the queue trigger of Functions
-reads them. Messages never expire. A message is never the truth: whoever receives one looks at the row or the ledger.
+`responses-watch` holds `{"v":1,"worker":…,"epoch":n}`, once it was pushed with `"hidden_until":t`, and with
+`"again":true` where who received it sent it again; both base64 on the wire, as the queue trigger of Functions reads
+them. Messages never expire. A message is never the truth: whoever receives one looks at the row or the ledger.
 
 The epoch says which of a worker's watch messages counts: those of a lower one than the row `worker` of its ledger has
 are superseded. A message without an epoch (of a process that knew none, or of somebody who means the worker whatever
 its message) always counts.
+
+`hidden_until` tells until when the push before the last one hid the message, in Unix seconds of the service's clock:
+a push learns its own only from its answer. `again`: an earlier receiver did not judge by the message, so this one does.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -47,10 +51,26 @@ class StartMessage:
 
 @dataclass(frozen=True, slots=True)
 class WatchMessage:
-    """This worker has stopped pushing its message forward; `epoch` None: whatever the ledger's epoch is."""
+    """This worker has stopped pushing its message forward; `epoch` None: whatever the ledger's epoch is.
+
+    `hidden_until`: about when it became visible, by the service's clock; None if it was never pushed. `again`: sent
+    again by one who received it.
+    """
 
     worker: str
     epoch: int | None = None
+    hidden_until: float | None = None
+    again: bool = False
+
+    @property
+    def text(self) -> str:
+        """As it is sent."""
+        fields: dict[str, Any] = {"v": MESSAGE_VERSION, "worker": self.worker}
+        if self.epoch is not None:
+            fields["epoch"] = self.epoch
+        if self.hidden_until is not None:
+            fields["hidden_until"] = self.hidden_until
+        return orjson.dumps(fields | ({"again": True} if self.again else {})).decode()
 
 
 def parse_start(text: str) -> StartMessage:
@@ -66,7 +86,10 @@ def parse_watch(text: str) -> WatchMessage:
     epoch = fields.get("epoch")
     if epoch is not None and type(epoch) is not int:
         raise MalformedMessage(text)
-    return WatchMessage(fields["worker"], epoch)
+    # A hint only: one that cannot be read is none.
+    hidden_until = fields.get("hidden_until")
+    known = type(hidden_until) in (int, float)
+    return WatchMessage(fields["worker"], epoch, hidden_until if known else None, again=fields.get("again") is True)
 
 
 def _fields(text: str, *names: str) -> dict[str, Any]:
@@ -109,24 +132,33 @@ class WatchQueue:
         self._driver = driver
         self._seam = seam
 
-    async def send(self, worker_id: str, *, delay: float, epoch: int | None = None) -> QueueReceipt:
+    async def send(
+        self,
+        worker_id: str,
+        *,
+        delay: float,
+        epoch: int | None = None,
+        hidden_until: float | None = None,
+        again: bool = False,
+    ) -> QueueReceipt:
         """Put the watch message of a worker, visible after `delay` seconds unless it is pushed before.
 
         Not tried again without an answer: nobody could push the first one, if there is one.
         """
-        numbered = {} if epoch is None else {"epoch": epoch}
-        text = orjson.dumps({"v": MESSAGE_VERSION, "worker": worker_id, **numbered}).decode()
+        text = WatchMessage(worker_id, epoch, hidden_until, again).text
         call = self._driver.send_message(WATCH_QUEUE, text, delay=delay, once=True)
         return await self._seam.run(Operation.QUEUE_SEND_WATCH, call)
 
-    def push_blocking(self, receipt: QueueReceipt, delay: float) -> QueueReceipt:
-        """Hide the message for `delay` seconds from now; for the thread that keeps a worker alive.
+    def push_blocking(self, message: WatchMessage, receipt: QueueReceipt, delay: float) -> QueueReceipt:
+        """Hide the message for `delay` seconds from now, and let it tell until when it was hidden before; for a thread.
 
         `PreconditionFailed` and `NotFound` say that somebody received the message, or that a reply was lost.
         """
+        known = receipt.hidden_until
+        text = replace(message, hidden_until=known.timestamp() if known else None).text
         return self._seam.run_blocking(
             Operation.QUEUE_PUSH_WATCH,
-            lambda: self._driver.update_message_blocking(WATCH_QUEUE, receipt, delay=delay),
+            lambda: self._driver.update_message_blocking(WATCH_QUEUE, receipt, delay=delay, text=text),
         )
 
     async def delete(self, receipt: QueueReceipt) -> None:

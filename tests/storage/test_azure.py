@@ -28,6 +28,7 @@ from storage.errors import (
     StorageUnavailable,
 )
 from storage.ledger import LedgerEntry
+from storage.queues import WatchMessage
 from tests.storage.lossy import LossyLine
 from tests.storage.test_rows import new_row
 from tests.support.azurite import ACCOUNT, KEY, AzuriteServer
@@ -137,7 +138,7 @@ CALLS: dict[str, Call] = {
     "receive_message": lambda s: s.driver.receive_message("responses-work", visibility=1),
     "update_message": lambda s: s.driver.update_message("responses-work", RECEIPT, delay=1),
     "update_message_blocking": lambda s: asyncio.to_thread(
-        s.driver.update_message_blocking, "responses-work", RECEIPT, delay=1
+        s.driver.update_message_blocking, "responses-work", RECEIPT, delay=1, text="x"
     ),
     "delete_message": lambda s: s.driver.delete_message("responses-work", RECEIPT),
     "service_time": lambda s: s.driver.service_time(),
@@ -295,7 +296,7 @@ async def test_a_closed_storage_is_unavailable_and_opens_nothing(azurite: Azurit
     with pytest.raises(StorageUnavailable):
         await storage.ping()
     with pytest.raises(StorageUnavailable):
-        storage.driver.update_message_blocking("responses-work", RECEIPT, delay=1)
+        storage.driver.update_message_blocking("responses-work", RECEIPT, delay=1, text="x")
 
 
 async def test_closing_leaves_no_connection_open(azurite: AzuriteServer) -> None:
@@ -309,7 +310,7 @@ async def test_closing_leaves_no_connection_open(azurite: AzuriteServer) -> None
     with azurite.namespace() as environment:
         storage = open_storage(replace(StorageSettings.from_environment(environment), blocking_timeout=60.0))
         receipt = await storage.watch.send("w1", delay=30)
-        await asyncio.to_thread(storage.watch.push_blocking, receipt, 30)
+        await asyncio.to_thread(storage.watch.push_blocking, WatchMessage("w1"), receipt, 30)
         assert established() > before
         await storage.aclose()
         deadline = time.monotonic() + 30

@@ -93,7 +93,9 @@ CALLS: dict[str, Call] = {
     "blob": lambda driver: driver.read_range("events", "n", 0, 10),
     "message": lambda driver: driver.delete_message("responses-work", RECEIPT),
     "preparation": lambda driver: driver.ensure(("events",), ("responses",), ("responses-work",)),
-    "push": lambda driver: asyncio.to_thread(driver.update_message_blocking, "responses-watch", RECEIPT, delay=5),
+    "push": lambda driver: asyncio.to_thread(
+        driver.update_message_blocking, "responses-watch", RECEIPT, delay=5, text="x"
+    ),
     "pulse": lambda driver: asyncio.to_thread(driver.update_entity_blocking, "workers", Update("p", "r", {}, "e")),
 }
 

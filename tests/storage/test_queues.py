@@ -1,5 +1,6 @@
 import asyncio
 import time
+from datetime import timedelta
 
 import pytest
 
@@ -8,6 +9,8 @@ from storage.driver import WATCH_QUEUE, WORK_QUEUE, QueueMessage, QueueReceipt, 
 from storage.errors import NotFound, PreconditionFailed
 from storage.queues import MalformedMessage, StartMessage, WatchMessage, parse_start, parse_watch
 from tests.storage.conftest import Account
+
+SECOND = timedelta(seconds=1)
 
 
 async def received(driver: StorageDriver, queue: str, visibility: float = 30) -> QueueMessage:
@@ -87,18 +90,63 @@ async def test_a_watch_message_keeps_its_epoch_however_often_it_is_pushed(
     storage: Storage, driver: StorageDriver
 ) -> None:
     receipt = await storage.watch.send("w1", delay=30, epoch=7)
-    receipt = await asyncio.to_thread(storage.watch.push_blocking, receipt, 0)
+    receipt = await asyncio.to_thread(storage.watch.push_blocking, WatchMessage("w1", 7), receipt, 0)
+    message = await received(driver, WATCH_QUEUE)
+    told = parse_watch(message.text)
+    assert (told.worker, told.epoch, told.again) == ("w1", 7, False)
+
+
+async def test_a_watch_message_that_was_never_pushed_has_only_its_worker_and_epoch(
+    storage: Storage, driver: StorageDriver
+) -> None:
+    await storage.watch.send("w1", delay=0, epoch=7)
     message = await received(driver, WATCH_QUEUE)
     assert message.text == '{"v":1,"worker":"w1","epoch":7}'
     assert parse_watch(message.text) == WatchMessage("w1", 7)
 
 
+async def test_a_watch_message_that_is_sent_again_says_so(storage: Storage, driver: StorageDriver) -> None:
+    await storage.watch.send("w1", delay=0, epoch=7, hidden_until=12.5, again=True)
+    message = await received(driver, WATCH_QUEUE)
+    assert message.text == '{"v":1,"worker":"w1","epoch":7,"hidden_until":12.5,"again":true}'
+    assert parse_watch(message.text) == WatchMessage("w1", 7, 12.5, again=True)
+
+
+async def test_a_pushed_message_tells_until_when_it_was_hidden_before_by_the_clock_of_the_service(
+    storage: Storage, driver: StorageDriver
+) -> None:
+    """In whole seconds each, the service's clock and what it says of the message."""
+    before = await storage.ledger.service_time()
+    receipts = [await storage.watch.send("w1", delay=30, epoch=7)]
+    for delay in (60, 0):
+        pushed = await asyncio.to_thread(storage.watch.push_blocking, WatchMessage("w1", 7), receipts[-1], delay)
+        receipts.append(pushed)
+    after = await storage.ledger.service_time()
+    for receipt, delay in zip(receipts, (30, 60, 0), strict=True):
+        assert receipt.hidden_until is not None
+        assert before - SECOND <= receipt.hidden_until - timedelta(seconds=delay) <= after + SECOND
+    told = parse_watch((await received(driver, WATCH_QUEUE)).text)
+    assert receipts[1].hidden_until is not None
+    assert told == WatchMessage("w1", 7, receipts[1].hidden_until.timestamp())
+
+
+async def test_a_push_that_is_refused_leaves_the_text(storage: Storage, driver: StorageDriver) -> None:
+    first = await storage.watch.send("w1", delay=30)
+    second = await asyncio.to_thread(storage.watch.push_blocking, WatchMessage("w1", 1), first, 0)
+    with pytest.raises((PreconditionFailed, NotFound)):
+        await asyncio.to_thread(storage.watch.push_blocking, WatchMessage("w1", 2), first, 0)
+    assert first.hidden_until is not None
+    assert second.message_id == first.message_id
+    told = parse_watch((await received(driver, WATCH_QUEUE)).text)
+    assert told == WatchMessage("w1", 1, first.hidden_until.timestamp())
+
+
 async def test_a_push_by_the_receipt_before_the_last_is_refused(storage: Storage, driver: StorageDriver) -> None:
     """What a lost reply to a push leads to."""
     first = await storage.watch.send("w1", delay=30)
-    last = await asyncio.to_thread(storage.watch.push_blocking, first, 30)
+    last = await asyncio.to_thread(storage.watch.push_blocking, WatchMessage("w1"), first, 30)
     with pytest.raises((PreconditionFailed, NotFound)):
-        await asyncio.to_thread(storage.watch.push_blocking, first, 30)
+        await asyncio.to_thread(storage.watch.push_blocking, WatchMessage("w1"), first, 30)
     with pytest.raises((PreconditionFailed, NotFound)):
         await storage.watch.delete(first)
     await storage.watch.delete(last)
@@ -108,19 +156,19 @@ async def test_a_watch_message_is_pushed_forward_from_a_thread(account: Account)
     watch = account.storage.watch
     receipt = await watch.send("w1", delay=2)
     for _ in range(3):
-        receipt = await asyncio.to_thread(watch.push_blocking, receipt, 60)
+        receipt = await asyncio.to_thread(watch.push_blocking, WatchMessage("w1"), receipt, 60)
     assert await account.driver.receive_message(WATCH_QUEUE, visibility=30) is None
-    await asyncio.to_thread(watch.push_blocking, receipt, 2)
+    await asyncio.to_thread(watch.push_blocking, WatchMessage("w1"), receipt, 2)
     assert account.storage.seam.counts["queue.push_watch"] == 4
     message = await account.after(2, lambda: account.driver.receive_message(WATCH_QUEUE, visibility=30))
     assert message.dequeue_count == 1
-    assert parse_watch(message.text) == WatchMessage("w1")
+    assert parse_watch(message.text).worker == "w1"
 
 
 async def test_a_push_holds_a_message_back_past_its_first_delay(account: Account) -> None:
     receipt = await account.storage.watch.send("w1", delay=2)
     pushed = time.monotonic()
-    await asyncio.to_thread(account.storage.watch.push_blocking, receipt, 4)
+    await asyncio.to_thread(account.storage.watch.push_blocking, WatchMessage("w1"), receipt, 4)
     if account.clock is not None:
         account.clock.advance(3)
         assert await account.driver.receive_message(WATCH_QUEUE, visibility=30) is None
@@ -132,7 +180,7 @@ async def test_a_push_after_somebody_received_the_message_is_refused(account: Ac
     receipt = await account.storage.watch.send("w1", delay=0)
     await received(account.driver, WATCH_QUEUE)
     with pytest.raises(PreconditionFailed) as caught:
-        await asyncio.to_thread(account.storage.watch.push_blocking, receipt, 5)
+        await asyncio.to_thread(account.storage.watch.push_blocking, WatchMessage("w1"), receipt, 5)
     assert caught.value.operation == "queue.push_watch"
 
 
@@ -140,14 +188,14 @@ async def test_a_push_of_a_deleted_message_is_not_found(storage: Storage) -> Non
     receipt = await storage.watch.send("w1", delay=30)
     await storage.watch.delete(receipt)
     with pytest.raises(NotFound):
-        await asyncio.to_thread(storage.watch.push_blocking, receipt, 5)
+        await asyncio.to_thread(storage.watch.push_blocking, WatchMessage("w1"), receipt, 5)
     with pytest.raises(NotFound):
         await storage.watch.delete(receipt)
 
 
 async def test_a_visible_message_can_still_be_pushed_by_its_last_receipt(account: Account) -> None:
     receipt = await account.storage.watch.send("w1", delay=0)
-    receipt = await asyncio.to_thread(account.storage.watch.push_blocking, receipt, 30)
+    receipt = await asyncio.to_thread(account.storage.watch.push_blocking, WatchMessage("w1"), receipt, 30)
     assert isinstance(receipt, QueueReceipt)
     assert await account.driver.receive_message(WATCH_QUEUE, visibility=30) is None
 
@@ -212,6 +260,12 @@ def test_a_malformed_watch_message_is_told(text: str) -> None:
 
 def test_fields_of_later_versions_are_ignored() -> None:
     assert parse_watch('{"v":1,"worker":"w","since":1}') == WatchMessage("w")
+
+
+@pytest.mark.parametrize("hint", ['"soon"', "null", "true", "[]"])
+def test_a_watch_message_counts_although_it_does_not_tell_when_it_became_visible(hint: str) -> None:
+    text = f'{{"v":1,"worker":"w","epoch":3,"hidden_until":{hint},"again":1}}'
+    assert parse_watch(text) == WatchMessage("w", 3)
 
 
 def test_a_watch_message_of_an_earlier_version_has_no_epoch() -> None:
