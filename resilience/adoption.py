@@ -16,21 +16,27 @@ The order, each step repeatable, a crash anywhere found through the adopter's ow
 An entry that could not be taken care of stays in the dead ledger, and the adoption fails when the others are gone from
 there: its message comes back.
 
-Which message counts: one of a lower epoch than the open ledger's is superseded, its worker has sent another since (see
-`watch`); there is nothing to do. While its worker cannot send another it gives pulses: then the message is put back,
-and leads here again. A dead ledger is adopted whatever the epoch, and so is every ledger by the sweep and
-by a message without an epoch. An adoption entry, kind ``adoption``: ``{worker, epoch}`` (no `epoch` where the adopter
+Which message counts: one of a lower epoch than the open ledger's is superseded, its worker has sent another since
+(see `watch`); there is nothing to do. While its worker cannot send another it gives pulses: then the message is put
+back, and leads here again. So it is, once, if it lay visible for longer than it takes to receive one (`_OVERDUE`):
+while nobody received anything, because storage was away or no process was there, pushes and pulses may have been as
+impossible, and a worker that lives needs a moment to send another message. How long it lay there is told by the
+service's clock alone: the message says when it became visible, and one that was never pushed was sent when its
+ledger last changed. A dead ledger is adopted whatever the epoch, and so is every ledger by the sweep and by a
+message without an epoch. An adoption entry, kind ``adoption``: ``{worker, epoch}`` (no `epoch` where the adopter
 was told none), keeps what its adopter was told, and the fresh message says the same: if the ledger was marked, it
-leads there, and if it was not, it counts exactly if the first one would.
+leads there, and if it was not, it counts exactly if the first one would. It is not put back for its age: whoever
+lived when the first one was received has sent another since.
 
 So does one of a kind that is not known here, which was written by a later version, until a process has it that knows
 what to do.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from protocol import jsonio
@@ -47,14 +53,23 @@ from resilience.run_entries import BACKGROUND, FOREGROUND
 from resilience.runtime import Runtime
 from storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, StorageUnavailable
 from storage.expiry import MAX_RESPONSES
-from storage.ledger import LedgerEntry
+from storage.ledger import LedgerEntry, WorkerRecord
 from storage.payloads import StoredPayload
+from storage.queues import WatchMessage
 from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.adoption")
 
 _OUTAGE = 4
 """Entries in a row for which storage did not answer: no other one would get on either."""
+
+_OVERDUE = 2.0
+"""Seconds that a message lies visible at most where somebody receives: the longest pause between two looks of the
+queue trigger (1 s), and the whole seconds in which the service tells its time."""
+
+_SECOND_LOOK = 2.0
+"""How often as long as a watch message is hidden the sweep waits before it believes an old heartbeat: a worker gives a
+pulse with the first push after an outage, which comes up to 4.2 s later if one was hanging."""
 
 ADOPTION = "adoption"
 _KINDS = (ADOPTION, BACKGROUND, FOREGROUND)
@@ -70,18 +85,21 @@ class UnknownEntries(StorageError):
         self.kinds = kinds
 
 
-async def adopt(runtime: Runtime, worker_id: str, epoch: int | None = None) -> None:
-    """Take over what that worker had open; nothing to do if it ended properly.
+async def adopt(runtime: Runtime, message: WatchMessage) -> None:
+    """Take over what the worker of that message had open; nothing to do if it ended properly.
 
-    `epoch` is the watch message's; without one it counts in any case.
+    A message without an epoch counts in any case.
 
     Raises:
         StorageUnavailable: It could not be completed; it must be tried again.
         UnknownEntries: What is known was taken care of; somebody else must try the rest.
     """
+    worker_id, epoch = message.worker, message.epoch
     if runtime.worker.is_current(worker_id):
         runtime.worker.own_message_received(worker_id, epoch)
         return
+    # Before the opening, which may take its time: the message lies there no longer.
+    received_at = await runtime.storage.ledger.service_time() if epoch is not None else None
     entry = _adoption_entry(worker_id, epoch)
     own_id = await runtime.worker.open(entry)
     if own_id == worker_id:
@@ -91,7 +109,7 @@ async def adopt(runtime: Runtime, worker_id: str, epoch: int | None = None) -> N
         return
     unknown: list[LedgerEntry] = []
     try:
-        if await _mark_dead(runtime, worker_id, epoch):
+        if await _mark_dead(runtime, message, received_at):
             found = await runtime.storage.ledger.entries(worker_id)
             _log.warning("worker %s is dead: %d open entries", worker_id, len(found))
             runtime.telemetry.adopted.add(1)
@@ -141,16 +159,22 @@ async def _note(runtime: Runtime, entries: Sequence[LedgerEntry]) -> None:
 async def sweep(runtime: Runtime) -> None:
     """Adopt the workers whose watch message was lost (their ledgers are few, and old ones fewer).
 
+    It looks twice: after an outage of storage every ledger is old, and those of the living are not for long.
+
     Raises:
         Exception: The first of those that adoptions failed with; the others were made all the same.
     """
-    now = await runtime.storage.ledger.service_time()
+    ledger, settings = runtime.storage.ledger, runtime.settings
+    before = await ledger.service_time() - timedelta(seconds=settings.stale_after)
+    if not await ledger.stale(before):
+        return
+    await asyncio.sleep(_SECOND_LOOK * settings.watch_visibility)
     failures: list[Exception] = []
-    for worker_id in await runtime.storage.ledger.stale(now - timedelta(seconds=runtime.settings.stale_after)):
+    for worker_id in await ledger.stale(before):
         if runtime.worker.is_current(worker_id):
             continue
         try:
-            await adopt(runtime, worker_id)
+            await adopt(runtime, WatchMessage(worker_id))
         except Exception as error:
             _log.exception("worker %s could not be adopted", worker_id)
             failures.append(error)
@@ -165,10 +189,11 @@ def _adoption_entry(worker_id: str, epoch: int | None) -> LedgerEntry:
     return LedgerEntry(f"adopt-{worker_id}-{epoch}", ADOPTION, {"worker": worker_id, "epoch": epoch})
 
 
-async def _mark_dead(runtime: Runtime, worker_id: str, epoch: int | None) -> bool:
-    """False if there is nothing to adopt: the worker closed its ledger, another adopter has finished, the message of
-    that epoch is superseded, or the worker lives.
+async def _mark_dead(runtime: Runtime, message: WatchMessage, received_at: datetime | None) -> bool:
+    """False if there is nothing to adopt: the worker closed its ledger, another adopter has finished, the message is
+    superseded, or the worker lives, or has yet to be given the time to show it.
     """
+    worker_id, epoch = message.worker, message.epoch
     while True:
         try:
             record = await runtime.storage.ledger.read(worker_id)
@@ -177,9 +202,13 @@ async def _mark_dead(runtime: Runtime, worker_id: str, epoch: int | None) -> boo
             if epoch is not None and record.epoch > epoch:
                 _log.info("a superseded watch message of worker %s", worker_id)
                 return False
-            if epoch is not None and await _is_beating(runtime, worker_id):
-                await runtime.storage.watch.send(worker_id, delay=runtime.settings.watch_visibility, epoch=epoch)
-                return False
+            if received_at is not None:
+                overdue = not message.again and _is_overdue(runtime, message, record, received_at)
+                if overdue:
+                    _log.warning("the watch message of worker %s lay there for long: it is received again", worker_id)
+                if overdue or await _is_beating(runtime, worker_id):
+                    await _put_back(runtime, message, received_at, again=overdue)
+                    return False
             await runtime.storage.ledger.mark_dead(record)
         except NotFound:
             return False
@@ -187,6 +216,24 @@ async def _mark_dead(runtime: Runtime, worker_id: str, epoch: int | None) -> boo
             continue  # it changed at this moment: look again
         else:
             return True
+
+
+def _is_overdue(runtime: Runtime, message: WatchMessage, record: WorkerRecord, received_at: datetime) -> bool:
+    """True if nobody received that message when it became visible."""
+    settings = runtime.settings
+    known = message.hidden_until
+    if known is None and record.heartbeat is not None:
+        known = record.heartbeat.timestamp() + settings.watch_visibility
+    # What is known is until when it was hidden before the last push.
+    return known is not None and received_at.timestamp() - known > settings.watch_push_interval + _OVERDUE
+
+
+async def _put_back(runtime: Runtime, message: WatchMessage, received_at: datetime, *, again: bool) -> None:
+    delay = runtime.settings.watch_visibility
+    hidden_until = received_at.timestamp() + delay
+    await runtime.storage.watch.send(
+        message.worker, delay=delay, epoch=message.epoch, hidden_until=hidden_until, again=again
+    )
 
 
 async def _is_beating(runtime: Runtime, worker_id: str) -> bool:
@@ -200,7 +247,7 @@ async def _take_care(runtime: Runtime, entry: LedgerEntry) -> None:
     if entry.kind == ADOPTION:
         epoch = data.get("epoch")
         await runtime.storage.watch.send(
-            str(data.get("worker")), delay=0, epoch=epoch if isinstance(epoch, int) else None
+            str(data.get("worker")), delay=0, epoch=epoch if isinstance(epoch, int) else None, again=True
         )
     elif entry.kind == BACKGROUND:
         key, response_id = str(data.get("key")), str(data.get("id"))

@@ -175,7 +175,7 @@ class Engine:
         except MalformedMessage:
             _log.error("a watch message that is none was dropped")
             return
-        await adopt(self.runtime, message.worker, message.epoch)
+        await adopt(self.runtime, message)
 
     async def poison_message(self, text: str) -> None:
         """A start message that failed too often: its response fails, unless somebody runs it (R5).
@@ -205,7 +205,7 @@ class Engine:
             _log.error("a poison watch message that is none was dropped")
             return
         delay = self.runtime.settings.watch_visibility
-        await self.runtime.storage.watch.send(message.worker, delay=delay, epoch=message.epoch)
+        await self.runtime.storage.watch.send(message.worker, delay=delay, epoch=message.epoch, again=message.again)
 
     async def sweep(self) -> None:
         """The timer: what all messages missed."""

@@ -9,16 +9,19 @@ Answers to a push, and what follows:
 - none (``StorageUnavailable``): it may have been carried out, and the new receipt be lost. It is pushed again at once,
   then after each interval.
 - refused, after an answer: somebody received the message. `Lost.RECEIVED`; the pushes end.
-- refused, after no answer: the last receipt is spent, most likely by the push whose answer was lost; nobody can push
-  this message any more. `Lost.SUPERSEDED`; a new message has to take its place. Until the event loop has seen to that,
-  and stops this pusher, a pulse takes the place of each push: the old message will be received while the loop is
-  blocked, and its receiver has to learn that the process lives. Not beyond a pulse without an answer: a process that
-  storage hears and does not answer is cut off, and others must find its runs.
+- refused, after no answer, or when the last answer is so old that the message lay visible: nobody can push this
+  message any more. Its receipt was spent by the push whose answer was lost, or by somebody who received it and, if it
+  had lain there for long, did not judge by it (`adoption`). `Lost.SUPERSEDED`; a new message has to take its place:
+  if its worker was declared dead all the same, its ledger says so. Until the event loop has seen to that, and stops
+  this pusher, a pulse takes the place of each push: the old message will be received while the loop is blocked, and
+  its receiver has to learn that the process lives. Not beyond a pulse without an answer: a process that storage hears
+  and does not answer is cut off, and others must find its runs.
 """
 
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
@@ -55,14 +58,22 @@ class Pushes:
     """The pushes of one message, one after the other, whoever waits in between."""
 
     def __init__(
-        self, push: Push, pulse: Pulse, receipt: QueueReceipt, settings: EngineSettings, lost: Callable[[Lost], None]
+        self,
+        push: Push,
+        pulse: Pulse,
+        receipt: QueueReceipt,
+        settings: EngineSettings,
+        lost: Callable[[Lost], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.receipt = receipt
         self._push = push
         self._pulse = pulse
         self._settings = settings
         self._lost = lost
+        self._clock = clock
         self._answered = True
+        self._answered_at = clock()
         self._superseded = False
 
     def once(self) -> float | None:
@@ -73,7 +84,7 @@ class Pushes:
         try:
             self.receipt = self._push(self.receipt, self._settings.watch_visibility)
         except (NotFound, PreconditionFailed, StorageRejected):
-            self._superseded = not self._answered
+            self._superseded = not self._answered or self._lay_visible()
             self._lost(Lost.SUPERSEDED if self._superseded else Lost.RECEIVED)
             return 0.0 if self._superseded else None
         except StorageError as error:
@@ -81,7 +92,12 @@ class Pushes:
             first, self._answered = self._answered, False
             return 0.0 if first else self._settings.watch_push_interval
         self._answered = True
+        self._answered_at = self._clock()
         return self._settings.watch_push_interval
+
+    def _lay_visible(self) -> bool:
+        """True if the last push that was answered hid the message no longer, as for a process that was stopped."""
+        return self._clock() - self._answered_at > self._settings.watch_visibility
 
     def _pulse_once(self) -> float | None:
         try:

@@ -94,7 +94,8 @@ class TaskPusher:
         lost: Callable[[Lost], None],
     ) -> None:
         self._host = host
-        self._pushes = Pushes(push, pulse, receipt, settings, lost)
+        clock = asyncio.get_running_loop().time
+        self._pushes = Pushes(push, pulse, receipt, settings, lost, clock)
         self._interval = settings.watch_push_interval
         self._task: asyncio.Task[None] | None = None
 

@@ -74,6 +74,23 @@ def test_a_refusal_means_something_else_after_a_push_without_an_answer(
     assert pause == (0.0 if lost is Lost.SUPERSEDED else None)
 
 
+@pytest.mark.parametrize(("silence", "lost"), [(4.9, Lost.RECEIVED), (5.1, Lost.SUPERSEDED)])
+@pytest.mark.parametrize("pushed", [0, 2])
+def test_a_refusal_means_something_else_when_the_message_lay_visible_before(
+    pushed: int, silence: float, lost: Lost
+) -> None:
+    """As for a process that was stopped: who received it late may not have judged by it."""
+    queue = Queue(*[None] * pushed, PreconditionFailed)
+    now = 100.0
+    pushes = Pushes(queue.push, queue.pulse, receipt_of(0), SETTINGS, queue.lost.append, lambda: now)
+    for _ in range(pushed):
+        now += 4.0
+        assert pushes.once() == SETTINGS.watch_push_interval
+    now += silence
+    assert pushes.once() == (0.0 if lost is Lost.SUPERSEDED else None)
+    assert queue.lost == [lost]
+
+
 @pytest.mark.parametrize("last", [NotFound, PreconditionFailed, StorageRejected, StorageUnavailable])
 def test_pulses_stand_in_for_a_superseded_message_as_long_as_they_are_answered(last: type[StorageError]) -> None:
     queue = Queue(StorageUnavailable, PreconditionFailed, None, None, None, last)
