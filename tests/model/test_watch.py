@@ -12,6 +12,8 @@ CAUGHT: dict[Mistake, type[AssertionError]] = {
     Mistake.EPOCH_IGNORED: Violated,
     Mistake.MARKED_BLINDLY: Violated,
     Mistake.NOT_TOLD: Violated,
+    Mistake.OVERDUE_IGNORED: Violated,
+    Mistake.PUT_BACK_FOR_EVER: Stuck,
     Mistake.EPOCH_KEPT: Violated,
 }
 

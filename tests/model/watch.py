@@ -1,7 +1,8 @@
 """Watch messages and their epochs, reduced to storage calls: a worker that loses messages, and those who receive them.
 
 The worker lives or dies at any moment. A message that it does not push any more is seen by others; one that is pushed
-is seen only if its worker is dead. The names of an adopter's steps are those of `adoption`.
+is seen only if its worker is dead, or if storage was away for all. One that is put back stays hidden for long enough
+that a worker that lives learns of it before. The names of an adopter's steps are those of `adoption`.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ class Mistake(StrEnum):
     EPOCH_IGNORED = "whoever receives a message adopts, whatever its epoch"
     MARKED_BLINDLY = "the ledger is marked dead although it changed since it was read"
     NOT_TOLD = "the ledger is not told the new epoch"
+    OVERDUE_IGNORED = "whoever receives a message after an outage for all judges by it"
+    PUT_BACK_FOR_EVER = "whoever receives a message that was put back puts it back"
     EPOCH_KEPT = "the new message has the epoch of the old one"
 
 
@@ -36,12 +39,15 @@ class Adopter(NamedTuple):
     epoch: int
     step: str = "read"
     seen: Ledger | None = None
+    overdue: bool = False
 
 
 class State(NamedTuple):
     """Everything there is; `pushed` is the number of the message that the worker holds back, if it holds one.
 
-    Messages are (number, epoch). `believed` are the epochs of message and ledger when it was last marked dead.
+    Messages are (number, epoch). `unheard`: that message is gone, and its worker, who could not push it, does not know.
+    `put_back` are messages that nobody sees yet. `believed` are the epochs of message and ledger when it was last
+    marked dead.
     """
 
     alive: bool = True
@@ -52,6 +58,9 @@ class State(NamedTuple):
     pushed: int | None = 0
     messages: frozenset[tuple[int, int]] = frozenset({(0, 0)})
     adopters: frozenset[Adopter] = frozenset()
+    unheard: bool = False
+    put_back: frozenset[tuple[int, int]] = frozenset()
+    outages: int = 1
     losses: int = 2
     adopters_die: int = 1
     believed: tuple[int, int] | None = None
@@ -60,30 +69,43 @@ class State(NamedTuple):
 def successors(state: State, mistake: Mistake | None = None) -> Iterator[State]:
     """Every state that one step, loss or death leads to."""
     if state.alive:
-        yield state._replace(alive=False, pushed=None)
+        yield state._replace(alive=False, pushed=None, unheard=False)
         yield from _worker(state, mistake)
     for message in sorted(state.messages):
         number, epoch = message
         if number != state.pushed:
             adopters = state.adopters | {Adopter(epoch)}
             yield state._replace(messages=state.messages - {message}, adopters=adopters)
+        elif state.outages:
+            # Storage was away for all, and is back: somebody else comes first.
+            adopters = state.adopters | {Adopter(epoch, overdue=True)}
+            left = state.messages - {message}
+            yield state._replace(messages=left, adopters=adopters, pushed=None, unheard=True, outages=0)
+    for message in sorted(state.put_back if not state.unheard else ()):
+        adopter = Adopter(message[1], overdue=mistake is Mistake.PUT_BACK_FOR_EVER)
+        yield state._replace(put_back=state.put_back - {message}, adopters=state.adopters | {adopter})
     for adopter in sorted(state.adopters):
         others = state._replace(adopters=state.adopters - {adopter})
         yield from _adopter(others, adopter, mistake)
         if state.adopters_die:
             # What its ledger says leads to a fresh message that says the same.
             again = (100 + state.adopters_die, adopter.epoch)
-            yield others._replace(messages=others.messages | {again}, adopters_die=state.adopters_die - 1)
+            others = others._replace(adopters_die=state.adopters_die - 1)
+            if state.unheard:  # its death is found later than that worker learns
+                yield others._replace(put_back=others.put_back | {again})
+            else:
+                yield others._replace(messages=others.messages | {again})
 
 
 def _worker(state: State, mistake: Mistake | None) -> Iterator[State]:
     early = mistake is Mistake.COMMIT_FIRST
     after_commit = "send" if early else "watching"
-    if state.step == "watching" and state.losses:
-        # A push was carried out, and its reply lost.
+    if state.step == "watching" and (state.unheard or (state.pushed is not None and state.losses)):
+        # Its next push is refused, after one without an answer; or one was carried out, and its reply lost.
         epoch = state.epoch + (mistake is not Mistake.EPOCH_KEPT)
         step = "commit" if early else "send"
-        yield state._replace(pushed=None, losses=state.losses - 1, step=step, epoch=epoch)
+        losses = state.losses - (not state.unheard)
+        yield state._replace(pushed=None, unheard=False, losses=losses, step=step, epoch=epoch)
     elif state.step == "send":
         number = state.sent + 1
         after_send = "watching" if early or mistake is Mistake.NOT_TOLD else "commit"
@@ -104,6 +126,8 @@ def _adopter(others: State, adopter: Adopter, mistake: Mistake | None) -> Iterat
         superseded = ledger.epoch > adopter.epoch and mistake is not Mistake.EPOCH_IGNORED
         if ledger.state == GONE or (ledger.state == OPEN and superseded):
             yield others
+        elif ledger.state == OPEN and adopter.overdue and mistake is not Mistake.OVERDUE_IGNORED:
+            yield others._replace(put_back=others.put_back | {(200, adopter.epoch)})
         else:
             step = "mark" if ledger.state == OPEN else "wipe"
             yield others._replace(adopters=others.adopters | {adopter._replace(step=step, seen=ledger)})
@@ -120,7 +144,7 @@ def _adopter(others: State, adopter: Adopter, mistake: Mistake | None) -> Iterat
 
 def is_good(state: State) -> bool:
     """Either its worker watches a ledger that counts its message, and nothing else is about, or it was adopted."""
-    if state.adopters:
+    if state.adopters or state.put_back:
         return False
     if state.ledger.state == GONE:
         return not state.messages
@@ -136,4 +160,6 @@ def violation(before: State, state: State) -> str:
             return f"a worker at epoch {counted} was declared dead because of a message of epoch {told}"
         if state.alive and state.step == "watching" and state.ledger.state == DEAD and state.pushed is not None:
             return "a worker that watches over its message was declared dead"
+        if state.unheard and state.step == "watching":
+            return "a worker that could not be heard was declared dead"
     return ""
