@@ -43,7 +43,7 @@ from resilience.stamper import Ending, Stamper
 from resilience.tasks import settled
 from resilience.verdict import UNREADABLE, Verdict, verdict_on
 from storage.chains import ChainRow
-from storage.errors import NotFound, StorageRejected, StorageUnavailable
+from storage.errors import StorageError, StorageRejected, StorageUnavailable
 from storage.payloads import StoredPayload
 from storage.rows import ResponseRow
 
@@ -162,9 +162,12 @@ class BackgroundRun:
         recovery = self._ownership.is_recovery
         base = persisted or self._record.snapshot(self._runtime.app.options.default_model, "in_progress")
         row = self._ownership.row
-        # Nobody kept anything for a response that is a chain of its own, and that nobody entered before.
+        # Nobody kept anything for a response that is a chain of its own, and that nobody entered before. And a run that
+        # only ends its response needs nothing that could keep it from that.
         turns = (
-            await self._ownership.read_chain() if row.turn or recovery else ChainRow(partition_key=row.partition_key)
+            await self._ownership.read_chain()
+            if self._verdict is None and (row.turn or recovery)
+            else ChainRow(partition_key=row.partition_key)
         )
         self._context = context_of(
             self._record,
@@ -199,9 +202,11 @@ class BackgroundRun:
         try:
             data = await self._read_snapshot(stored)
             snapshot: dict[str, Any] = jsonio.loads(data)
-        except (jsonio.NotJson, NotFound):
+        except StorageUnavailable:
+            raise  # that is not about this snapshot
+        except (jsonio.NotJson, StorageError):
             _log.exception("response %s: its snapshot cannot be read", self._record.response_id)
-            self._verdict = UNREADABLE
+            self._verdict = self._verdict or UNREADABLE
             return None, None
         return data, snapshot
 

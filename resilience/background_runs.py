@@ -31,7 +31,7 @@ from resilience.snapshots import record_of
 from resilience.verdict import ATTEMPTS_EXHAUSTED, UNREADABLE, Verdict
 from resilience.worker import Worker
 from storage.chains import own_chain_key
-from storage.errors import NotFound, StorageError, StorageUnavailable
+from storage.errors import StorageError, StorageUnavailable
 from storage.ledger import LedgerEntry
 from storage.rows import ResponseRow
 
@@ -199,7 +199,7 @@ class BackgroundRuns:
                     return await record_of(self._runtime, ownership.row), verdict
                 except StorageUnavailable:
                     await asyncio.sleep(_LAST_LOOK)  # it is ours: nobody else would go on
-        except (MalformedRecord, NotFound):
+        except (MalformedRecord, StorageError):  # it stays so: the row is ours, and nobody else would end it
             row = ownership.row
             _log.exception("response %s: its record cannot be read", row.id)
             empty = RequestRecord(
@@ -233,13 +233,18 @@ class BackgroundRuns:
                     if isinstance(found, Declined):
                         await self._after_decline(found, key, response_id, late=late)
                     outcome = found
-                except StorageError as error:
+                except Exception as error:
                     # What is declined is not ours: where storage would refuse ever again, its message has to tell.
                     hopeless = found is not None and not isinstance(error, StorageUnavailable)
-                    # A message comes back five times only: an outage must not spend them within half a minute.
-                    if hopeless or (not claimant.opened and (self._draining or loop_time() >= give_up_at)):
+                    patient = isinstance(error, StorageError) and not self._draining and loop_time() < give_up_at
+                    # A message comes back five times only: an outage must not spend them within half a minute. And
+                    # once the row may name us, nobody else would go on, whatever it was that broke the claim off.
+                    if hopeless or not (claimant.opened or patient):
                         raise
-                    _log.warning("response %s: storage does not answer, the claim goes on later", response_id)
+                    if isinstance(error, StorageUnavailable):
+                        _log.warning("response %s: storage does not answer, the claim goes on later", response_id)
+                    else:
+                        _log.exception("response %s: the claim broke off, it goes on later", response_id)
                     await asyncio.sleep(_LAST_LOOK)
             return outcome if isinstance(outcome, Ownership) else None
         finally:
