@@ -101,6 +101,41 @@ class ForegroundRecord:
         self._storing = self._runtime.spawn(stubborn, f"storing-{self._record.response_id}")
         return snapshot
 
+    async def decided_elsewhere(self) -> ResponseRow | None:
+        """Wait until another has decided the outcome of this recorded run; its row, None if that is gone already.
+
+        Nobody does before this process learns that its worker was declared dead. Who adopts it may need a while then,
+        or die over it and leave it to the next. And nobody may come at all, where a ledger was lost: then this never
+        returns, and the run decides as ever.
+        """
+        await self._runtime.worker.until_over(self.worker_id)
+        while True:
+            try:
+                row = await read_row(self._runtime.storage, self._key, self._record.response_id)
+            except StorageError as error:
+                _log.info("response %s: row not read: %s", self._record.response_id, error)
+            else:
+                if self._is_decided(row):
+                    return row
+            await asyncio.sleep(self._runtime.settings.cancel_poll_interval)
+
+    def _is_decided(self, row: ResponseRow | None) -> bool:
+        return row is not None and row.status in TERMINAL_STATUSES
+
+    async def as_decided(self, row: ResponseRow | None) -> dict[str, Any]:
+        """The response as another decided it: nothing of it is left to be stored, or to be looked after.
+
+        Raises:
+            StorageError: It is deleted already, or cannot be read.
+        """
+        self._is_settled = True
+        if row is None:
+            raise StorageError("The response is gone.")
+        async for attempt in patiently(self._runtime.settings.finish_patience):
+            with attempt:
+                return await self._snapshot_in(row)
+        raise AssertionError("unreachable: tenacity returns or raises")
+
     async def drop(self) -> None:
         """It was refused before it began: nothing is recorded, and nothing a key could stand for (I1).
 
@@ -261,9 +296,12 @@ class TurnRecord(ForegroundRecord):
         except StorageUnavailable:
             return None  # it is looked at again in a moment
         self._has_left = self._is_settled = True
-        if row is None or row.status not in TERMINAL_STATUSES:
+        if not self._is_decided(row):
             raise StorageError("A turn left its chain without an outcome.")
-        return await self._snapshot_in(row)
+        return await self.as_decided(row)
+
+    def _is_decided(self, row: ResponseRow | None) -> bool:
+        return row is None or super()._is_decided(row)  # the row of a turn is older than its run
 
     async def keep(self, metadata: bytes) -> None:
         """Store what the turns of the chain keep for one another (S7); refused once another decided the outcome."""

@@ -7,6 +7,9 @@ have to wait for its turn; its handler begins after that.
 A client that goes away cancels the run (B17). The run is a task of its own: it survives the connection that it
 serves. A client that is slow to read slows the handler down, but never the end of the run: what is left to be told
 then waits for it in memory.
+
+A worker that lives but was declared dead learns of it: then the outcome is its adopter's, and the next turn of the
+chain may run elsewhere. As soon as that outcome stands, the handler is stopped and the client is told of it.
 """
 
 import asyncio
@@ -92,6 +95,8 @@ class ForegroundRun:
         self._must_leave: asyncio.Future[None] = loop.create_future()
         # A turn of a chain was recorded when it joined.
         self._recorded = loop.create_future() if stored.is_stored and self._turn is None else None
+        self._decided_elsewhere: asyncio.Future[ResponseRow | None] = loop.create_future()
+        self._is_stopping = False
         self._muted = False
         self._last_sent = -1
         self._leave_at = leave_at
@@ -173,9 +178,9 @@ class ForegroundRun:
             _log.error("response %s could not be made", self._record.response_id, exc_info=error)
             await self._tell(error)
         finally:
-            self._muted = True
+            self._decided_elsewhere.cancel()
+            self._stop_handler()
             if self._handler is not None:
-                self._handler.cancel()
                 await settled(self._handler)
             await self._stored.leave()
             self._finished.set()
@@ -238,14 +243,19 @@ class ForegroundRun:
         self._recorded.set_result(None)
 
     async def _run(self, handler: asyncio.Task[None]) -> None:
-        await self._wait(handler, self._ending, self._gone, self._must_leave)
-        if self._must_leave.done() and not (self._ending.done() or self._gone.done() or handler.done()):
+        if self._stored.is_stored:
+            looking = self._stored.decided_elsewhere()
+            self._decided_elsewhere = self._runtime.spawn(looking, f"looking-{self._record.response_id}")
+        ends = (handler, self._ending, self._gone, self._decided_elsewhere)
+        await self._wait(*ends, self._must_leave)
+        if not any(end.done() for end in ends):
             self._context.shutdown.set()
             self._room.set()
-            grace = self._runtime.app.options.shutdown_grace_period_seconds
-            await self._wait(handler, self._ending, self._gone, timeout=grace)
-        if self._ending.done():
+            await self._wait(*ends, timeout=self._runtime.app.options.shutdown_grace_period_seconds)
+        if self._ending.done():  # its frames have their numbers: they are told, whoever decided the outcome
             await self._finish(self._ending.result())
+        elif self._decided_elsewhere.done():
+            await self._end_as_decided(self._decided_elsewhere.result())
         elif self._gone.done():
             await self._end_cancelled(handler)
         elif handler.done() and not self._context.shutdown.is_set():
@@ -292,7 +302,21 @@ class ForegroundRun:
             self._frames.put_nowait(frame)
             self._last_sent = sequence
 
+    def _stop_handler(self) -> None:
+        """Cancel it, once: a second time would cut off how it cleans up."""
+        self._muted = True
+        if self._handler is not None and not self._is_stopping:
+            self._is_stopping = True
+            self._handler.cancel()
+
     # -- the ways to end --------------------------------------------------------------------------------------------
+
+    async def _end_as_decided(self, row: ResponseRow | None) -> None:
+        """Another decided the outcome. The handler is told to stop before all else: its chain has gone on."""
+        self._stop_handler()
+        for stamped in self._stamper.close_items():
+            await self._send(stamped.sequence, stamped.frame)
+        await self._conclude(await self._stored.as_decided(row))
 
     async def _end_cancelled(self, handler: asyncio.Task[None]) -> None:
         self._context.client_cancelled = True

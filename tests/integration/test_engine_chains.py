@@ -632,6 +632,7 @@ async def test_the_flush_of_a_worker_that_lost_its_run_is_refused() -> None:
 
 
 async def test_the_flush_of_a_foreground_turn_whose_worker_was_declared_dead_is_refused() -> None:
+    """It comes before the process hears of that, which would stop the handler."""
     refused: list[BaseException] = []
 
     async def act(turns: Turns, request: Json, context: ResponseContext, signal: asyncio.Event) -> None:
@@ -644,12 +645,13 @@ async def test_the_flush_of_a_foreground_turn_whose_worker_was_declared_dead_is_
 
     turns = Turns(act)
     async with fleet(turns) as hosts:
-        zombie = hosts.host(options=STEERABLE)
+        zombie = hosts.host(options=STEERABLE, heartbeat_interval=1_000.0)
         call = asyncio.ensure_future(zombie.create({"input": "hi", "conversation": "conv_a"}))
         await until(lambda: turns.entered("hi"))
         zombie.pause()
         hosts.host(options=STEERABLE)
         await until(lambda: failed(hosts, turns.order[0]))
+        zombie.seam.inject(Fault(operation="queue.push_watch", kind="before"))
         turns.gates["hi"].set()
         zombie.resume()
         response = await call
