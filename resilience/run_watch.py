@@ -1,22 +1,28 @@
 """How the runs of this process learn what others decided: one look per second at their rows and chains.
 
-A client's cancel stands in the row of a background run, and so does the claim of another worker: a run whose
-handler is silent makes no write that would be refused. A newer turn stands in the chain (S3), which is looked at only
-where chains are steerable. The watch runs only while there is something to watch. A look that fails is no harm: the
-next write of a cancelled run is refused anyway.
+A client's cancel stands in the row of a background run, and so does the claim of another worker; or there is no such
+row any more. A run whose handler is silent makes no write that would be refused. A newer turn stands in the chain
+(S3), which is looked at only where chains are steerable. The watch runs only while there is something to watch. A
+look that fails is no harm: the next write of a cancelled run is refused anyway.
 """
 
 import asyncio
 import logging
+import sys
 from dataclasses import dataclass
 
 from resilience import chain
+from resilience.dispatch import Disposition
 from resilience.log_context import start_anew
 from resilience.response_row import read_row
 from resilience.runtime import Runtime
 from storage.errors import StorageError
+from storage.payloads import StoredPayload
+from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.watch")
+
+_LATER_THAN_ANY = sys.maxsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +64,18 @@ class RunWatch:
             )
 
     async def _look_at_row(self, partition_key: str, response_id: str) -> None:
+        running = self._runtime.running.get(response_id)  # before: the row is not about a run that begins meanwhile
+        if running is None:
+            return
         try:
             row = await read_row(self._runtime.storage, partition_key, response_id)
         except StorageError as error:
             _log.info("response %s: row not read: %s", response_id, error)
             return
-        running = self._runtime.running.get(response_id)
-        if row is None or running is None:
-            return
-        if row.status == "cancelled":
+        if row is not None and row.status == "cancelled":
             running.cancelled(row)
+        elif row is None or row.deleted:  # whoever was the last to claim it
+            running.claimed(_taken_back(partition_key, response_id))
         else:
             running.claimed(row)
 
@@ -76,3 +84,19 @@ class RunWatch:
             chain.steer(self._runtime, await self._runtime.storage.chains.read(partition_key))
         except StorageError as error:
             _log.info("response %s: chain not read: %s", response_id, error)
+
+
+def _taken_back(partition_key: str, response_id: str) -> ResponseRow:
+    """What a row that is gone counts as: a marker that any claim refuses, so that what came behind it goes (V10)."""
+    return ResponseRow(
+        partition_key=partition_key,
+        id=response_id,
+        status="failed",
+        disposition=Disposition.BACKGROUND,
+        background=True,
+        stream=False,
+        generation=_LATER_THAN_ANY,
+        created_at=0,
+        request=StoredPayload(inline=b""),
+        deleted=True,
+    )

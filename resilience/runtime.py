@@ -29,7 +29,7 @@ class Running(Protocol):
         """Its outcome was decided by a client's cancel."""
 
     def claimed(self, row: ResponseRow) -> None:
-        """Its row, as it is in progress: of a later claim, where another worker took it."""
+        """Its row, in progress or deleted: of a later claim, where it has to stop here."""
 
     def steered(self, pending: int) -> None:
         """So many turns of its chain wait behind it (S3)."""

@@ -1,12 +1,16 @@
 """Workers that were thought dead and are not: storage refuses them, whatever they believe (R4, V5)."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from resilience.context import ResponseContext
 from resilience.options import ResponsesServerOptions
-from storage.driver import EVENTS
+from resilience.rows import deletion_marker
+from storage.driver import EVENTS, PAYLOADS
 from storage.memory import MemoryDriver
 from storage.seam import Fault
 from tests.support.engines import PRINCIPAL, Fleet, Host, background, fleet, until
@@ -216,6 +220,64 @@ async def test_a_live_worker_that_was_declared_dead_is_displaced_by_its_own_proc
             generation_of=hosts.generation_of(response_id),
         )
         await hosts.quiet()
+
+
+@STREAM
+@pytest.mark.parametrize("marked", [False, True])
+async def test_a_silent_owner_whose_response_was_taken_back_stops(marked: bool, stream: bool) -> None:
+    """Its row went, or only marks its place: no write of the handler tells it, for it makes none."""
+    running: list[ResponseContext] = []
+
+    async def silent(request: Any, context: ResponseContext, signal: asyncio.Event) -> AsyncIterator[Any]:
+        yield {"type": "response.created", "response": {}}
+        running.append(context)
+        try:
+            await asyncio.sleep(600)
+        finally:
+            running.remove(context)
+
+    async with fleet(silent) as hosts:
+        owner = hosts.host()
+        response_id = await ask(owner, stream)
+        await until(lambda: running)
+        await asyncio.sleep(2)
+        await take_back(hosts, response_id, marked)
+        await asyncio.sleep(1)
+        assert not running
+        await hosts.quiet()
+        assert response_id not in owner.engine.runtime.running
+        assert hosts.entered(response_id) == 1
+        assert not log_of(hosts, response_id)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("marked", [False, True])
+async def test_an_owner_in_a_write_whose_response_was_taken_back_leaves_nothing_of_it(
+    marked: bool, eager: bool
+) -> None:
+    async with fleet(Teller(3, pause=0.5, ballast=60_000, checkpoints=True)) as hosts:
+        owner = hosts.host(queues=not eager, eager_start=eager)
+        hang = owner.seam.inject(Fault(operation="payload.put", kind="hang", times=1))
+        response_id = await ask(owner, False)
+        await until(lambda: hang.hits)
+        hosts.host()  # which gets the start message of an eager run, and leaves it to its owner
+        await asyncio.sleep(3)
+        await take_back(hosts, response_id, marked)
+        await asyncio.sleep(3)
+        hang.remove()
+        await hosts.quiet()
+        assert hosts.entered(response_id) == 1
+        assert not await hosts.storage.driver.list_blobs(PAYLOADS, "")
+
+
+async def take_back(hosts: Fleet, response_id: str, marked: bool) -> None:
+    """Its row goes, or only marks its place from here."""
+    row = await hosts.row(response_id)
+    assert row is not None
+    if marked:
+        await hosts.storage.rows.replace(replace(deletion_marker(row), status="failed"))
+    else:
+        await hosts.storage.rows.delete(row)
 
 
 async def test_a_foreground_run_declared_dead_tells_what_was_recorded() -> None:
