@@ -43,7 +43,7 @@ from resilience.stamper import Ending, Stamper
 from resilience.tasks import settled
 from resilience.verdict import UNREADABLE, Verdict, verdict_on
 from storage.chains import ChainRow
-from storage.errors import StorageError, StorageRejected, StorageUnavailable
+from storage.errors import MalformedRecord, NotFound, StorageRejected, StorageUnavailable
 from storage.payloads import StoredPayload
 from storage.rows import ResponseRow
 
@@ -202,11 +202,14 @@ class BackgroundRun:
         try:
             data = await self._read_snapshot(stored)
             snapshot: dict[str, Any] = jsonio.loads(data)
-        except StorageUnavailable:
-            raise  # that is not about this snapshot
-        except (jsonio.NotJson, StorageError):
+        except (jsonio.NotJson, NotFound):
             _log.exception("response %s: its snapshot cannot be read", self._record.response_id)
             self._verdict = self._verdict or UNREADABLE
+            return None, None
+        except (StorageRejected, MalformedRecord):
+            if self._verdict is None:  # it costs an attempt; a later one may be given it
+                raise
+            _log.exception("response %s: it ends without its snapshot", self._record.response_id)
             return None, None
         return data, snapshot
 

@@ -31,7 +31,7 @@ from resilience.snapshots import record_of
 from resilience.verdict import ATTEMPTS_EXHAUSTED, UNREADABLE, Verdict
 from resilience.worker import Worker
 from storage.chains import own_chain_key
-from storage.errors import StorageError, StorageUnavailable
+from storage.errors import NotFound, StorageError, StorageUnavailable
 from storage.ledger import LedgerEntry
 from storage.rows import ResponseRow
 
@@ -43,6 +43,9 @@ _LAST_LOOK = 2.0
 
 _OUTAGE_PATIENCE = 120.0
 """Seconds that one reception of a message waits for a storage that does not answer."""
+
+_ODD_ANSWERS = 5
+"""Reads of a request that storage refuses or garbles before it is taken for unreadable."""
 
 _REMEMBERED = 1024
 """Responses whose end in this process is remembered."""
@@ -193,13 +196,19 @@ class BackgroundRuns:
 
     async def _read_record(self, ownership: Ownership, verdict: Verdict | None) -> tuple[RequestRecord, Verdict | None]:
         """The record, or an empty one with the verdict that it is unreadable (R3)."""
+        odd = 0
         try:
             while True:
                 try:
                     return await record_of(self._runtime, ownership.row), verdict
-                except StorageUnavailable:
-                    await asyncio.sleep(_LAST_LOOK)  # it is ours: nobody else would go on
-        except (MalformedRecord, StorageError):  # it stays so: the row is ours, and nobody else would end it
+                except NotFound:
+                    raise
+                except StorageError as error:  # it is ours: nobody else would go on
+                    odd += not isinstance(error, StorageUnavailable)
+                    if odd == _ODD_ANSWERS:
+                        raise
+                    await asyncio.sleep(_LAST_LOOK)
+        except (MalformedRecord, StorageError):
             row = ownership.row
             _log.exception("response %s: its record cannot be read", row.id)
             empty = RequestRecord(
