@@ -13,7 +13,7 @@ from storage.driver import RESPONSES, StorageDriver
 from storage.errors import StorageError, StorageUnavailable
 from storage.seam import Fault
 from tests.integration.test_engine_retention import HOUR, HOURS, expire_all
-from tests.support.engines import PRINCIPAL, background, fleet
+from tests.support.engines import PRINCIPAL, Fleet, Host, background, fleet
 from tests.support.handlers import Teller
 from tests.support.turns import Turns
 from tests.support.virtual_time import VirtualTimeLoop
@@ -91,6 +91,16 @@ def _losing_a_reply(driver: StorageDriver) -> StorageDriver:
     return cast("StorageDriver", LostReply(driver, 2.0))
 
 
+async def expire_markers(hosts: Fleet, host: Host) -> None:
+    """What is left are deletion markers, and retention removes them."""
+    for response_id in await hosts.ids():
+        row = await hosts.row(response_id)
+        assert row is not None
+        assert row.deleted
+    await expire_all(host)
+    assert await hosts.ids() == []
+
+
 @pytest.mark.parametrize("fields", [{}, {"conversation": "c"}, {"stream": True}], ids=["alone", "turn", "stream"])
 async def test_a_response_that_was_claimed_before_the_lost_reply_to_its_insert_was_missed_is_accepted(
     fields: dict[str, Any],
@@ -142,12 +152,7 @@ async def test_a_row_that_is_inserted_after_its_acceptance_was_given_up_is_refus
         with pytest.raises(StorageUnavailable):
             await host.create({"input": "hi"} if "foreground" in mode else background())
         await asyncio.sleep(10 * HOUR)
-        for response_id in await hosts.ids():
-            row = await hosts.row(response_id)
-            assert row is not None
-            assert row.deleted
-        await expire_all(host)
-        assert await hosts.ids() == []
+        await expire_markers(hosts, host)
         assert not await hosts.storage.driver.query_entities(RESPONSES)
 
 
@@ -228,12 +233,7 @@ async def test_a_late_first_insert_is_refused_though_its_repetition_was_answered
         with pytest.raises(StorageUnavailable):
             await host.create(background())
         await asyncio.sleep(10 * HOUR)
-        for response_id in await hosts.ids():
-            row = await hosts.row(response_id)
-            assert row is not None
-            assert row.deleted
-        await expire_all(host)
-        assert await hosts.ids() == []
+        await expire_markers(hosts, host)
 
 
 async def test_a_late_first_insert_of_a_busy_worker_is_not_in_flight_for_ever() -> None:
