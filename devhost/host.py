@@ -17,9 +17,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from aiohttp import web
 
@@ -36,7 +36,9 @@ from devhost.routes import RouteTable
 from devhost.runtime import Outcome, Runtime
 from devhost.timers import Singleton, TimerListener, payload
 
-RELEASE_SECONDS = 3.0
+# How long the event loop has to begin with giving messages back, and then to give all of them back.
+BLOCKED_SECONDS = 3.0
+RELEASE_SECONDS = 30.0
 LISTEN_SECONDS = 5.0
 
 _log = logging.getLogger("devhost")
@@ -53,6 +55,12 @@ class Listener(Protocol):
     def stop(self) -> None:
         """Starts nothing new."""
 
+    async def quiesce(self) -> None:
+        """Starts nothing new, and returns when nothing new can start any more."""
+
+    async def release(self) -> None:
+        """Gives back what it works on, because this process is about to die; only when all listeners are quiet."""
+
 
 @dataclass
 class Host:
@@ -65,7 +73,6 @@ class Host:
     served: tuple[Function, ...]
     invocations: Invocations
     listeners: list[Listener] = field(default_factory=list)
-    releases: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -150,7 +157,6 @@ class Host:
             min_poll=self.options.min_poll,
         )
         self.listeners.append(listener)
-        self.releases.append(listener.release)
 
     def _add_timer(self, function: Function, trigger: TimerTrigger) -> None:
         schedule = ncrontab.parse(self.app_settings.resolve(trigger.schedule))
@@ -214,14 +220,21 @@ class Host:
     def _expired(self, running: Running, loop: asyncio.AbstractEventLoop) -> None:
         _log.critical("%s has run for %.1f s: the process ends.", running.function, time.monotonic() - running.since)
 
+        begun = threading.Event()
+
         async def release() -> None:
-            await asyncio.gather(*(release() for release in self.releases))
+            begun.set()
+            await asyncio.gather(*(listener.quiesce() for listener in self.listeners))
+            await asyncio.gather(*(listener.release() for listener in self.listeners))
 
         waiting = asyncio.run_coroutine_threadsafe(release(), loop)
         try:
+            # The overdue handler may block the loop: its messages come back when their time is over. A storage that
+            # is slow to answer gets longer, or they would stay hidden for all of that time.
+            if not begun.wait(BLOCKED_SECONDS):
+                raise TimeoutError("the event loop is blocked")
             waiting.result(RELEASE_SECONDS)
         except Exception as error:
-            # Also a loop that the overdue handler blocks: those messages come back when their time is over.
             _log.warning("Messages were not given back: %r", error)
         end(TIMEOUT_EXIT)
 

@@ -57,11 +57,13 @@ class Backoff:
 
 @dataclass
 class Held:
-    """A message this host has received; its receipt changes with every renewal."""
+    """A message this host has received; its receipt changes with every update, so there is one update at a time."""
 
     message: QueueMessage
     receipt: str
     done: asyncio.Event = field(default_factory=asyncio.Event)
+    updating: asyncio.Lock = field(default_factory=asyncio.Lock)
+    settled: bool = False
 
 
 class QueueListener:
@@ -91,6 +93,8 @@ class QueueListener:
         self._room = asyncio.Event()
         self._room.set()
         self._stop = asyncio.Event()
+        # Held while a poll is under way.
+        self._polling = asyncio.Lock()
         # Set once the queue is there and polled.
         self.ready = asyncio.Event()
 
@@ -103,7 +107,9 @@ class QueueListener:
             await self._pause()
         self.ready.set()
         while not self._stop.is_set():
-            if await self._receive():
+            async with self._polling:
+                received = await self._receive()
+            if received:
                 self._backoff.reset()
             else:
                 await self._pause()
@@ -115,9 +121,20 @@ class QueueListener:
         """Takes no more messages; those being worked on go on."""
         self._stop.set()
 
+    async def quiesce(self) -> None:
+        """Takes no more messages, and returns when no poll is under way that could still bring one."""
+        self.stop()
+        async with self._polling:
+            pass
+
     async def release(self) -> None:
-        """Gives every message back as failed, because this process is about to die."""
-        await asyncio.gather(*(self._fail(held) for held in list(self._held.values())), return_exceptions=True)
+        """Gives every message back as failed, because this process is about to die.
+
+        Only after `quiesce`, of the poison queue's listener too: this process would receive what it gives back, and
+        hide it from every other one when it dies.
+        """
+        held_now = list(self._held.values())
+        await asyncio.gather(*(self._settle(held, succeeded=False) for held in held_now), return_exceptions=True)
 
     async def _pause(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -166,7 +183,7 @@ class QueueListener:
             succeeded = await self._attempt(held)
             held.done.set()
             await renewal
-            await (self._delete(held) if succeeded else self._fail(held))
+            await self._settle(held, succeeded=succeeded)
         except ResourceNotFoundError:
             _log.warning("Message %s was taken over or removed before it was settled.", held.message.id)
         except (AzureError, OSError) as error:
@@ -199,7 +216,8 @@ class QueueListener:
                 await asyncio.wait_for(held.done.wait(), self._visibility / 2)
             except TimeoutError:
                 try:
-                    await self._update(held, self._visibility)
+                    async with held.updating:
+                        await self._update(held, self._visibility)
                 except (AzureError, OSError) as error:
                     _log.warning("Message %s could not be renewed: %s", held.message.id, error)
             else:
@@ -210,6 +228,13 @@ class QueueListener:
             str(held.message.id), held.receipt, visibility_timeout=_whole(visibility)
         )
         held.receipt = str(updated.pop_receipt)
+
+    async def _settle(self, held: Held, *, succeeded: bool) -> None:
+        """Ends the message for this host, once: a function may end while its message is given back."""
+        async with held.updating:
+            if not held.settled:
+                await (self._delete(held) if succeeded else self._fail(held))
+                held.settled = True
 
     async def _delete(self, held: Held) -> None:
         await self._queue.delete_message(str(held.message.id), held.receipt)

@@ -82,6 +82,13 @@ class TimerListener:
         """Fires no more; a run goes on."""
         self._stop.set()
 
+    async def quiesce(self) -> None:
+        """Fires no more."""
+        self.stop()
+
+    async def release(self) -> None:
+        """There is nothing to give back: a run that is cut off is not made up for."""
+
     async def _fire(self) -> None:
         if not self._singleton.won():
             _log.debug("%s is run by another host.", self._function.name)
