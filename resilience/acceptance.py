@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from protocol import jsonio
-from protocol.errors import ApiError
+from protocol.errors import ApiError, ConversationLocked, ConversationQueueFull
 from protocol.response import fill_response
 from resilience import chain as chains
 from resilience.abandonment import abandon
@@ -205,7 +205,18 @@ async def _join(runtime: Runtime, key: str, record: RequestRecord, disposition: 
     if not chains.takes_part(record, disposition, options):
         return None
     foreground = not disposition.runs_in_background
-    return chains.join(await chains.read_for(runtime, key, record), record, options, foreground=foreground)
+    return await _place_in(runtime, await chains.read_for(runtime, key, record), record, foreground=foreground)
+
+
+async def _place_in(runtime: Runtime, chain: ChainRow, record: RequestRecord, *, foreground: bool) -> Joining:
+    """The turn's place in that chain; a turn that stands in its way has to be one that runs."""
+    while True:
+        try:
+            return chains.join(chain, record, runtime.app.options, foreground=foreground)
+        except (ConversationLocked, ConversationQueueFull):
+            if not await chains.unlock(runtime, chain):
+                raise
+            chain = await runtime.storage.chains.read(chain.partition_key)
 
 
 def _both_good(row: ResponseRow | BaseException, opened: str | BaseException) -> ResponseRow:
@@ -275,7 +286,7 @@ async def _insert_turn(
     while True:
         if turn is None:
             chain = await runtime.storage.chains.read(row.partition_key)
-            turn = chains.join(chain, record, runtime.app.options, foreground=not row.background)
+            turn = await _place_in(runtime, chain, record, foreground=not row.background)
         if turn.waits:
             row, started = await _disowned(runtime, row), False
         elif not started and row.background:

@@ -41,13 +41,13 @@ from typing import Any
 
 from protocol import jsonio
 from protocol.response import failed
-from resilience.chain import revive, start_active, takes_part
+from resilience.chain import leave_to_others, revive_or_leave, start_active, takes_part
 from resilience.dispatch import Disposition
 from resilience.incarnation import responses_in
 from resilience.placement import tenant_in
 from resilience.record import MalformedRecord, RequestRecord
 from resilience.remains import remove_blobs
-from resilience.response_row import OwnershipLost, read_row, replace_with_chain
+from resilience.response_row import OwnershipLost, read_row, replace_with_outcome
 from resilience.rows import first_row, is_unseen
 from resilience.run_entries import BACKGROUND, FOREGROUND
 from resilience.runtime import Runtime
@@ -271,7 +271,7 @@ async def _record_failure(runtime: Runtime, data: Mapping[str, Any]) -> None:
         record = RequestRecord.from_bytes(await storage.payloads.get(request))
     except (MalformedRecord, NotFound):
         _log.exception("response %s: its record cannot be read", response_id)
-        await revive(runtime, key, response_id)  # it may have left its chain before it was removed
+        await revive_or_leave(runtime, key, response_id)  # it may have left its chain before it was removed
         return
     while True:
         row = await read_row(storage, key, response_id)
@@ -279,13 +279,14 @@ async def _record_failure(runtime: Runtime, data: Mapping[str, Any]) -> None:
             if await _insert_failure(runtime, key, record, request):
                 if takes_part(record, Disposition.FOREGROUND, runtime.app.options):
                     # It may have left its chain, and its row, before its worker died.
-                    await revive(runtime, key, response_id)
+                    await revive_or_leave(runtime, key, response_id)
                 return
         elif not is_unseen(row):
             if row.deleted:
                 await remove_blobs(runtime, key, response_id)  # a snapshot was stored for it too late
             if row.turn or takes_part(record, Disposition.FOREGROUND, runtime.app.options):
-                await revive(runtime, key, response_id)  # whoever ended it may have died before it started the next one
+                # Whoever ended it may have died before it started the next one.
+                await revive_or_leave(runtime, key, response_id, ended=True)
             return
         else:
             try:
@@ -299,13 +300,15 @@ async def _fail_turn(runtime: Runtime, row: ResponseRow, record: RequestRecord) 
     """The turn leaves its chain; its client, who may not know of it, can go on from the one before."""
     snapshot = _failure(runtime, record)
     stored = await runtime.storage.payloads.put(row.partition_key, row.id, "snapshot", jsonio.dumps(snapshot))
-    _, chain = await replace_with_chain(
+    _, chain = await replace_with_outcome(
         runtime.storage,
         replace(row, status="failed", snapshot=stored, generation=1, attempt=1, error_code="server_error"),
         lambda chain: chain.without_turn(row.id, retract=True),
         runtime.settings.finish_patience,
     )
     runtime.telemetry.count_outcome(snapshot, row.disposition)
+    if chain is None:
+        await leave_to_others(runtime, row.partition_key, row.id)
     await start_active(runtime, chain)
 
 

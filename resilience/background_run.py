@@ -34,7 +34,7 @@ from resilience.outcome import GENERIC_FAILURE
 from resilience.ownership import Ownership
 from resilience.placement import tenant_in
 from resilience.record import RequestRecord
-from resilience.response_row import OwnershipLost
+from resilience.response_row import ChainUnreadable, OwnershipLost
 from resilience.retry import STORAGE_RETRY_SECONDS, patiently
 from resilience.run_context import context_of
 from resilience.run_output import RunOutput
@@ -57,7 +57,8 @@ class RunEnd(Enum):
     HANDED_OVER = auto()
     LOST = auto()
     RECLAIM = auto()
-    """Refused although the row still names us, or deleted: it must be claimed again, or nobody would look after it."""
+    """Refused although the row still names us, deleted, or ended without its chain: it must be claimed again, or nobody
+    would look after it."""
 
 
 class BackgroundRun:
@@ -108,9 +109,9 @@ class BackgroundRun:
         if not self._cancelled.done():
             self._cancelled.set_result(row)
 
-    def claimed(self, row: ResponseRow) -> None:
-        """Its row as somebody read it: a later claim than ours would refuse our next write."""
-        if row.generation > self._ownership.row.generation:
+    def claimed(self, row: ResponseRow | None) -> None:
+        """Its row as somebody read it: one that is gone, or of a later claim than ours, would refuse our next write."""
+        if row is None or row.deleted or row.generation > self._ownership.row.generation:
             self._lose(OwnershipLost(row))
 
     def _lose(self, lost: OwnershipLost) -> None:
@@ -147,6 +148,10 @@ class BackgroundRun:
     async def _execute(self) -> RunEnd:
         try:
             await self._prepare()
+        except ChainUnreadable:
+            _log.exception("response %s: its chain is left to others", self._record.response_id)
+            self._leave_feed()
+            return await self._give_away(graceful=False, delay=STORAGE_RETRY_SECONDS)
         except BaseException:
             self._leave_feed()
             raise
@@ -319,9 +324,13 @@ class BackgroundRun:
         await self._output.flush()
         if (unkept := self._unkept()) is not None:
             await self._ownership.keep(unkept)
+        return await self._give_away(graceful=graceful)
+
+    async def _give_away(self, *, graceful: bool, delay: float = 0.0) -> RunEnd:
+        self.leaving = True
         await self._ownership.hand_over(graceful=graceful)
         row = self._ownership.row
-        await self._runtime.storage.work.send_start(tenant_in(row.partition_key), row.id)
+        await self._runtime.storage.work.send_start(tenant_in(row.partition_key), row.id, delay=delay)
         return RunEnd.HANDED_OVER
 
     async def _fail(
@@ -356,6 +365,9 @@ class BackgroundRun:
         await self._output.end(snapshot, refused)
         await self._wind_down()
         left, row = self._ownership.chain, self._ownership.row
+        if row.turn and left is None:  # it could not be told
+            await self._stop_handler()
+            return RunEnd.RECLAIM
         if left is not None and left.ending == row.id:
             await self._stop_handler()
             await chain.revive(self._runtime, row.partition_key, row.id)
@@ -414,7 +426,7 @@ class BackgroundRun:
         if others:
             return RunEnd.LOST
         if row.turn:
-            await chain.revive(self._runtime, row.partition_key, row.id)
+            await chain.revive(self._runtime, row.partition_key, row.id, ended=True)
         return RunEnd.ENDED
 
     async def _after_loss(self, lost: OwnershipLost) -> RunEnd:

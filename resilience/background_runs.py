@@ -22,7 +22,7 @@ from resilience.ownership import Ownership
 from resilience.placement import tenant_in
 from resilience.record import MalformedRecord, RequestRecord
 from resilience.remains import remove_blobs
-from resilience.response_row import has_log
+from resilience.response_row import ChainUnreadable, has_log
 from resilience.retry import STORAGE_RETRY_SECONDS
 from resilience.run_entries import background_entry, close_run
 from resilience.run_watch import RunWatch
@@ -189,7 +189,7 @@ class BackgroundRuns:
     async def _claim_and_start(
         self, key: str, response_id: str, verdict: Verdict | None, *, late: bool
     ) -> OwnedRun | None:
-        ownership = await self._claim(key, response_id, late=late)
+        ownership = await self._claim(key, response_id, late=late, give_up=verdict is not None)
         if ownership is None:
             return None
         return self._start(ownership, *await self._read_record(ownership, verdict))
@@ -222,14 +222,17 @@ class BackgroundRuns:
             )
             return empty, UNREADABLE
 
-    async def _claim(self, key: str, response_id: str, *, late: bool = True) -> Ownership | None:
+    async def _claim(self, key: str, response_id: str, *, late: bool = True, give_up: bool = False) -> Ownership | None:
         """Claim a run that this process does not have; None if there is nothing to do here.
 
+        `give_up`: it is claimed to be ended, which needs no chain.
+
         Raises:
+            ChainUnreadable: It is not known whether it is the turn's time, or what comes after it.
             StorageUnavailable: Nothing was changed; once the row may name this process, it goes on until it knows.
         """
         claimant = _Opener(self._runtime.worker, background_entry(key, response_id))
-        request = ClaimRequest(key, response_id, claimant)
+        request = ClaimRequest(key, response_id, claimant, without_chain=give_up)
         outcome: Ownership | Declined | None = None
         loop_time = asyncio.get_running_loop().time
         give_up_at = loop_time() + _OUTAGE_PATIENCE
@@ -280,7 +283,7 @@ class BackgroundRuns:
         if declined.reason is Reason.TERMINAL and declined.row is not None:
             await complete_log(self._runtime.storage, declined.row)
             if declined.row.turn and not await chain.is_wound_down_elsewhere(self._runtime, declined.row):
-                await chain.revive(self._runtime, key, response_id)
+                await chain.revive(self._runtime, key, response_id, ended=True)
         elif declined.reason is Reason.NO_ROW and not late:
             # Who accepts it may be slower still, and may die right behind the insert: then no message would be left.
             delay = self._runtime.settings.last_look_after
@@ -347,7 +350,11 @@ class BackgroundRuns:
     async def _claim_again(self, key: str, response_id: str) -> Ownership | None:
         while True:
             try:
-                return await self._claim(key, response_id)
+                try:
+                    return await self._claim(key, response_id)
+                except ChainUnreadable:
+                    await chain.leave_to_others(self._runtime, key, response_id)
+                    return None
             except StorageError:
                 _log.warning("response %s: storage does not answer, it is claimed again later", response_id)
                 await asyncio.sleep(_LAST_LOOK)

@@ -20,7 +20,7 @@ from resilience.chain import start_active
 from resilience.log_repair import complete_log
 from resilience.placement import tenant_in
 from resilience.remains import remove_blobs
-from resilience.response_row import OwnershipLost, read_row, replace_row, replace_with_chain
+from resilience.response_row import OwnershipLost, read_row, replace_row, replace_with_outcome
 from resilience.rows import is_unseen
 from resilience.runtime import Runtime
 from resilience.snapshots import snapshot_of
@@ -91,5 +91,5 @@ async def _decide_in_chain(runtime: Runtime, wanted: ResponseRow) -> tuple[Respo
         was_active = chain.active is not None and chain.active.id == wanted.id
         return chain.without_turn(wanted.id, runs_on=bool(wanted.owner))
 
-    decided, left = await replace_with_chain(runtime.storage, wanted, leave, runtime.settings.finish_patience)
+    decided, left = await replace_with_outcome(runtime.storage, wanted, leave, runtime.settings.finish_patience)
     return decided, left if was_active else None

@@ -11,6 +11,9 @@ a conversation, or if chains are steerable; every other response is a chain of i
 - *One handler at a time*: where the outcome comes before the handler of the active turn is gone (a cancel, a handler
   that cleans up after its last event), the chain keeps the turn as `ending`. The next one becomes the active turn, and
   begins when whoever ran the ended one has taken `ending` back.
+- *A chain that cannot be read* (damaged, or of a newer version) keeps no turn from its end: the row gets its outcome
+  alone. The chain goes on naming the turn, until somebody who can read it takes it out: the receiver of a start message
+  of that turn (`revive`), or who would be refused because of it (`unlock`).
 - *Start of the next*: a start message for a background turn; a foreground one is looked for by its own request. Who
   ended the turn sends it, after its handler is gone; a crash in between is found through that worker's ledger, whose
   entry is closed after it, and whoever meets a finished turn sends it again (`revive`).
@@ -18,6 +21,7 @@ a conversation, or if chains are steerable; every other response is a chain of i
 
 import asyncio
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 
 from protocol.errors import (
@@ -26,21 +30,28 @@ from protocol.errors import (
     ConversationNotFound,
     ConversationQueueFull,
 )
+from protocol.response import TERMINAL_STATUSES
 from resilience.claim import is_alive
 from resilience.dispatch import Disposition
 from resilience.options import ResponsesServerOptions
 from resilience.placement import tenant_in
 from resilience.record import RequestRecord
+from resilience.response_row import ChainUnreadable, read_row
 from resilience.retry import STORAGE_RETRY_SECONDS
 from resilience.runtime import Runtime
 from storage.chains import ChainRow
-from storage.errors import ChainMoved, StorageUnavailable
+from storage.errors import ChainMoved, MalformedRecord, StorageRejected, StorageUnavailable
 from storage.rows import ResponseRow
 
 MAX_PENDING = 9
 """Turns that may wait in one chain (S5)."""
 
 _ID_LENGTH = 32
+
+_LEFT_TO_OTHERS = 60.0
+"""Seconds until others are asked for what this process, or its version, cannot do."""
+
+_log = logging.getLogger("resilience.chain")
 
 
 def takes_part(record: RequestRecord, disposition: Disposition, options: ResponsesServerOptions) -> bool:
@@ -130,27 +141,67 @@ async def is_wound_down_elsewhere(runtime: Runtime, row: ResponseRow) -> bool:
     return await is_alive(runtime.storage, row.owner)
 
 
-async def revive(runtime: Runtime, partition_key: str, gone: str) -> None:
+async def revive(runtime: Runtime, partition_key: str, gone: str, *, ended: bool = False) -> None:
     """Start the active turn of a chain one of whose turns was found finished: who ended it may have died before.
 
-    `gone` is that turn; its handler does not run any more.
+    `gone` is that turn; its handler does not run any more. `ended`: its row has an outcome, so it leaves the chain here
+    if it is still there: who ended it could not read the chain.
+
+    Raises:
+        ChainUnreadable: This one cannot, either.
     """
     while True:
-        chain = await runtime.storage.chains.read(partition_key)
-        if chain.ending == gone:
+        try:
+            chain = await runtime.storage.chains.read(partition_key)
+        except (MalformedRecord, StorageRejected) as error:
+            raise ChainUnreadable from error
+        left = (chain.without_turn(gone) if ended else chain).wound_down(gone)
+        if left != chain:
             try:
-                chain = await runtime.storage.chains.replace(chain.wound_down(gone))
+                left = await runtime.storage.chains.replace(left)
             except ChainMoved:
                 continue
-        await start_active(runtime, chain)
+        await start_active(runtime, left)
         return
 
 
-async def revive_stubbornly(runtime: Runtime, partition_key: str, gone: str) -> None:
-    """`revive`, however long storage does not answer."""
+async def unlock(runtime: Runtime, chain: ChainRow) -> bool:
+    """Take out an active turn that has an outcome, of which the chain was not told; false if there is none.
+
+    True also if others changed the chain meanwhile.
+    """
+    if chain.active is None:
+        return False
+    row = await read_row(runtime.storage, chain.partition_key, chain.active.id)
+    if row is None or row.status not in TERMINAL_STATUSES:
+        return False
+    try:
+        left = await runtime.storage.chains.replace(chain.without_turn(row.id))
+    except ChainMoved:
+        return True
+    await start_active(runtime, left)
+    return True
+
+
+async def revive_or_leave(runtime: Runtime, partition_key: str, gone: str, *, ended: bool = False) -> None:
+    """`revive`; a chain that cannot be read here is left to whoever receives a message later."""
+    try:
+        await revive(runtime, partition_key, gone, ended=ended)
+    except ChainUnreadable:
+        _log.exception("response %s: its chain cannot be read, the next turn is left to others", gone)
+        await leave_to_others(runtime, partition_key, gone)
+
+
+async def leave_to_others(runtime: Runtime, partition_key: str, gone: str) -> None:
+    """Ask others, of another version maybe, to begin the turn behind a finished one."""
+    await runtime.storage.work.send_start(tenant_in(partition_key), gone, delay=_LEFT_TO_OTHERS, late=True)
+
+
+async def revive_stubbornly(runtime: Runtime, partition_key: str, gone: str, *, ended: bool = False) -> None:
+    """`revive_or_leave`, however long storage does not answer."""
     while True:
         try:
-            await revive(runtime, partition_key, gone)
+            await revive_or_leave(runtime, partition_key, gone, ended=ended)
             return
         except StorageUnavailable:
             await asyncio.sleep(STORAGE_RETRY_SECONDS)

@@ -36,7 +36,7 @@ from protocol.response import TERMINAL_STATUSES
 from resilience.log_end import EMPTY, LogEnd, read_log_end
 from resilience.options import EngineSettings
 from resilience.ownership import Ownership
-from resilience.response_row import OwnershipLost, has_log, read_row, replace_row
+from resilience.response_row import ChainUnreadable, OwnershipLost, has_log, read_chain, read_row, replace_row
 from storage.chains import ChainRow
 from storage.connection import Storage
 from storage.errors import LeaseHeld, NotFound, PreconditionFailed
@@ -78,6 +78,7 @@ class ClaimRequest:
     Attributes:
         lease_id: The lease id of this claim.
         first: True once it was found that nobody claimed the run before.
+        without_chain: Claim a turn, to end it, even if its chain cannot be read: nobody knows then whose turn it is.
     """
 
     partition_key: str
@@ -85,6 +86,7 @@ class ClaimRequest:
     claimant: Claimant
     lease_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     first: bool = False
+    without_chain: bool = False
 
 
 async def claim(storage: Storage, request: ClaimRequest, settings: EngineSettings) -> "Ownership | Declined":
@@ -92,6 +94,7 @@ async def claim(storage: Storage, request: ClaimRequest, settings: EngineSetting
 
     Raises:
         StorageUnavailable: It is not known who owns the run; the message must come back.
+        ChainUnreadable: It is not known whether it is the turn's time; nothing was changed.
     """
     worker_id = ""
     while True:
@@ -101,8 +104,8 @@ async def claim(storage: Storage, request: ClaimRequest, settings: EngineSetting
             return Declined(reason or Reason.NO_ROW, row)
         chain: ChainRow | None = None
         if row.turn and row.generation == 0:
-            chain = await storage.chains.read(row.partition_key)
-            if not chain.may_start(row.id):
+            chain = await _chain_of(storage, row, request)
+            if chain is not None and not chain.may_start(row.id):
                 return Declined(Reason.WAITING, row)
         if not request.claimant.is_current(worker_id):
             worker_id = await request.claimant.open_run()
@@ -132,6 +135,15 @@ async def _reason_to_leave(storage: Storage, row: ResponseRow | None, request: C
     if row.owner and not request.claimant.is_current(row.owner) and await is_alive(storage, row.owner):
         return Reason.ELSEWHERE
     return None
+
+
+async def _chain_of(storage: Storage, row: ResponseRow, request: ClaimRequest) -> ChainRow | None:
+    try:
+        return await read_chain(storage, row)
+    except ChainUnreadable:
+        if not request.without_chain:
+            raise
+        return None
 
 
 async def is_alive(storage: Storage, worker_id: str) -> bool:

@@ -23,7 +23,7 @@ from resilience.idempotency import RequestKey
 from resilience.outcome import GENERIC_FAILURE
 from resilience.record import RequestRecord
 from resilience.remains import remove_blobs
-from resilience.response_row import OwnershipLost, read_row, replace_row, replace_with_chain
+from resilience.response_row import OwnershipLost, read_row, replace_row, replace_with_chain, replace_with_outcome
 from resilience.retry import STORAGE_RETRY_SECONDS, patiently
 from resilience.rows import first_row
 from resilience.run_entries import ForegroundEntry, close_run, open_foreground
@@ -312,27 +312,30 @@ class TurnRecord(ForegroundRecord):
         # Never cut off: the etag of a write whose reply nobody read would refuse the outcome.
         await asyncio.shield(self._runtime.spawn(self._replace({}, change), f"keeping-{self.row.id}"))
 
-    async def _replace(self, changes: dict[str, Any], change: Callable[[ChainRow], ChainRow]) -> None:
+    async def _replace(self, changes: dict[str, Any], change: Callable[[ChainRow], ChainRow]) -> bool:
         """Write this turn's row with its chain; only an outcome that another decided refuses it.
 
-        The row was changed without one: by an earlier write of this very turn, whose reply was lost.
+        The row was changed without one: by an earlier write of this very turn, whose reply was lost. False if the chain
+        could not be told of the outcome.
         """
+        store = replace_with_outcome if "status" in changes else replace_with_chain
         async with self._writing:
             while True:
                 try:
-                    self.row, self.chain = await replace_with_chain(
+                    self.row, chain = await store(
                         self._runtime.storage,
                         replace(self.row, **changes),
                         change,
                         self._runtime.settings.finish_patience,
                         known=self.chain,
                     )
+                    self.chain = chain or self.chain
                 except OwnershipLost as lost:
                     if lost.row is None or lost.row.status in TERMINAL_STATUSES:
                         raise
                     self.row = lost.row
                 else:
-                    return
+                    return chain is not None
 
     async def _drop(self) -> None:
         async with self._writing:
@@ -361,7 +364,7 @@ class TurnRecord(ForegroundRecord):
             except StorageUnavailable:
                 await asyncio.sleep(STORAGE_RETRY_SECONDS)
         else:
-            await chains.revive_stubbornly(self._runtime, self._key, self.row.id)
+            await chains.revive_stubbornly(self._runtime, self._key, self.row.id, ended=self._is_settled)
         await super()._close()
 
     async def _write(
@@ -379,13 +382,13 @@ class TurnRecord(ForegroundRecord):
             with attempt:
                 changes = await self._outcome(snapshot, last_sequence)
         try:
-            await self._replace(changes, leave)
+            told = await self._replace(changes, leave)
         except OwnershipLost as lost:
             self._has_left = self._is_settled = True
             if lost.row is None:
                 raise
             return await self._snapshot_in(lost.row)
         self._has_left = self._is_settled = True
-        if self.chain.ending != self.row.id:  # who only waited starts nobody
+        if told and self.chain.ending != self.row.id:  # who only waited starts nobody
             self._next = self.chain if ran else replace(self.chain, active=None)
         return snapshot

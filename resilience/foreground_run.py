@@ -117,7 +117,7 @@ class ForegroundRun:
     def cancelled(self, row: ResponseRow) -> None:
         """A foreground run is not cancelled through its row: nobody is shown one."""
 
-    def claimed(self, row: ResponseRow) -> None:
+    def claimed(self, row: ResponseRow | None) -> None:
         """Nobody claims a foreground run."""
 
     def hand_over(self) -> None:

@@ -25,7 +25,7 @@ class OwnedRun:
     def cancelled(self, row: ResponseRow) -> None:
         self.current.cancelled(row)
 
-    def claimed(self, row: ResponseRow) -> None:
+    def claimed(self, row: ResponseRow | None) -> None:
         self.current.claimed(row)
 
     def steered(self, pending: int) -> None:

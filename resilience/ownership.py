@@ -14,7 +14,15 @@ from typing import Any
 from protocol.response import TERMINAL_STATUSES
 from resilience.log_end import LogEnd
 from resilience.options import EngineSettings
-from resilience.response_row import OwnershipLost, chain_key, has_log, read_row, replace_row, replace_with_chain
+from resilience.response_row import (
+    OwnershipLost,
+    has_log,
+    read_chain,
+    read_row,
+    replace_row,
+    replace_with_chain,
+    replace_with_outcome,
+)
 from resilience.retry import patiently
 from storage.chains import ChainRow
 from storage.connection import Storage
@@ -132,17 +140,29 @@ class Ownership:
                 _log.info("response %s: a superseded snapshot is left: %s", self.row.id, error)
 
     async def read_chain(self) -> ChainRow:
-        """The chain of this response, read if this owner did not yet."""
+        """The chain of this response, read if this owner did not yet.
+
+        Raises:
+            ChainUnreadable: Another version may do better.
+        """
         if self.chain is None:
             async for attempt in patiently(self._settings.finish_patience):
                 with attempt:
-                    self.chain = await self._storage.chains.read(self.row.partition_key, chain_key(self.row))
+                    self.chain = await read_chain(self._storage, self.row)
         assert self.chain is not None
         return self.chain
 
     async def keep(self, metadata: bytes) -> None:
         """Store what the turns of the chain keep for one another (S7); refused like every status write."""
-        await self._write_with_chain(lambda chain: replace(chain, metadata=metadata))
+
+        async def write(row: ResponseRow) -> None:
+            patience = self._settings.finish_patience
+            self.row, self.chain = await replace_with_chain(self._storage, row, change, patience, known=self.chain)
+
+        def change(chain: ChainRow) -> ChainRow:
+            return replace(chain, metadata=metadata)
+
+        await self._over_own(write, {})
 
     async def finish(
         self,
@@ -157,7 +177,8 @@ class Ownership:
         """Decide the outcome, once (V1), and with it whose turn is next. The lease stays ours.
 
         The terminal frame follows with `append`. `metadata` is stored with the outcome. `runs_on`: the handler is
-        not gone yet; the next turn begins when `chain.revive` is told that it is.
+        not gone yet; the next turn begins when `chain.revive` is told that it is. Where the chain cannot be read it is
+        None afterwards, goes on naming the turn, and is for whoever can read it.
         """
         changes = {
             "status": status,
@@ -174,7 +195,11 @@ class Ownership:
             left = chain.without_turn(self.row.id, runs_on=runs_on)
             return left if metadata is None else replace(left, metadata=metadata)
 
-        await self._write_with_chain(leave, **changes)
+        async def write(row: ResponseRow) -> None:
+            patience = self._settings.finish_patience
+            self.row, self.chain = await replace_with_outcome(self._storage, row, leave, patience, known=self.chain)
+
+        await self._over_own(write, changes)
 
     async def hand_over(self, *, graceful: bool) -> None:
         """Leave the run to whoever claims next, at once and without suspicion.
@@ -197,13 +222,6 @@ class Ownership:
     async def _write(self, **changes: Any) -> None:
         async def write(row: ResponseRow) -> None:
             self.row = await replace_row(self._storage, row, self._settings.finish_patience)
-
-        await self._over_own(write, changes)
-
-    async def _write_with_chain(self, change: Callable[[ChainRow], ChainRow], **changes: Any) -> None:
-        async def write(row: ResponseRow) -> None:
-            patience = self._settings.finish_patience
-            self.row, self.chain = await replace_with_chain(self._storage, row, change, patience, known=self.chain)
 
         await self._over_own(write, changes)
 

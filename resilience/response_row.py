@@ -7,15 +7,21 @@ out. A turn of a conversation is changed together with its chain, in one transac
 import logging
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from protocol.response import TERMINAL_STATUSES
-from resilience.retry import patiently
+from resilience.retry import STORAGE_RETRY_SECONDS, patiently
 from storage.chains import CHAIN_ROW, ChainRow, own_chain_key
 from storage.connection import Storage
-from storage.errors import ChainMoved, NotFound, PreconditionFailed
+from storage.errors import ChainMoved, MalformedRecord, NotFound, PreconditionFailed, StorageRejected
 from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.row")
+
+_CHAIN_READS = 3
+"""Times that a chain is read before an outcome is stored without it."""
 
 
 class OwnershipLost(Exception):
@@ -36,6 +42,10 @@ class OwnershipLost(Exception):
         return self.row is not None and self.row.owner == worker_id and self.row.status not in TERMINAL_STATUSES
 
 
+class ChainUnreadable(MalformedRecord):
+    """The chain of the response cannot be read: it is damaged, or a newer version wrote it, which can."""
+
+
 def has_log(row: ResponseRow) -> bool:
     """True if clients may stream this response from storage."""
     return row.background and row.stream
@@ -52,6 +62,19 @@ async def read_row(storage: Storage, partition_key: str, response_id: str) -> Re
         return await storage.rows.read(partition_key, response_id)
     except NotFound:
         return None
+
+
+async def read_chain(storage: Storage, row: ResponseRow) -> ChainRow:
+    """The chain of a response.
+
+    Raises:
+        ChainUnreadable: At best another version can.
+        StorageUnavailable: No answer.
+    """
+    try:
+        return await storage.chains.read(row.partition_key, chain_key(row))
+    except (MalformedRecord, StorageRejected) as error:
+        raise ChainUnreadable from error
 
 
 async def replace_row(storage: Storage, wanted: ResponseRow, patience: float) -> ResponseRow:
@@ -88,6 +111,7 @@ async def replace_with_chain(
 
     Raises:
         OwnershipLost: The row was changed by another; the error holds it as it is now.
+        ChainUnreadable: Nothing was changed.
         StorageUnavailable: No answer for `patience` seconds; the outcome is unknown.
     """
     mark = uuid.uuid4().hex
@@ -96,7 +120,7 @@ async def replace_with_chain(
         with attempt:
             while True:
                 if chain is None:
-                    chain = await storage.chains.read(wanted.partition_key, chain_key(wanted))
+                    chain = await read_chain(storage, wanted)
                 try:
                     return await storage.chains.replace_row(wanted, change(chain), mark=mark)
                 except ChainMoved:
@@ -107,3 +131,31 @@ async def replace_with_chain(
                     )
                     raise OwnershipLost(await read_row(storage, wanted.partition_key, wanted.id)) from refusal
     raise AssertionError("unreachable: tenacity returns or raises")
+
+
+async def replace_with_outcome(
+    storage: Storage,
+    wanted: ResponseRow,
+    leave: Callable[[ChainRow], ChainRow],
+    patience: float,
+    *,
+    known: ChainRow | None = None,
+) -> tuple[ResponseRow, ChainRow | None]:
+    """`replace_with_chain`, for a row that has its outcome; alone, and without a chain, where that cannot be read.
+
+    For an outcome does not wait for its chain, which goes on naming the turn until somebody finds it there who can
+    read it (`chain.revive`, `chain.unlock`). The row names no worker then: whoever comes first may do that.
+    """
+    again = AsyncRetrying(
+        retry=retry_if_exception_type(ChainUnreadable),
+        wait=wait_fixed(STORAGE_RETRY_SECONDS),
+        stop=stop_after_attempt(_CHAIN_READS),
+        reraise=True,
+    )
+    try:
+        async for attempt in again:
+            with attempt:
+                return await replace_with_chain(storage, wanted, leave, patience, known=known)
+    except ChainUnreadable:
+        _log.exception("response %s: its chain cannot be read, the outcome is stored without it", wanted.id)
+    return await replace_row(storage, replace(wanted, owner=""), patience), None

@@ -12,13 +12,10 @@ import sys
 from dataclasses import dataclass
 
 from resilience import chain
-from resilience.dispatch import Disposition
 from resilience.log_context import start_anew
 from resilience.response_row import read_row
 from resilience.runtime import Runtime
 from storage.errors import StorageError
-from storage.payloads import StoredPayload
-from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.watch")
 
@@ -74,8 +71,6 @@ class RunWatch:
             return
         if row is not None and row.status == "cancelled":
             running.cancelled(row)
-        elif row is None or row.deleted:  # whoever was the last to claim it
-            running.claimed(_taken_back(partition_key, response_id))
         else:
             running.claimed(row)
 
@@ -84,19 +79,3 @@ class RunWatch:
             chain.steer(self._runtime, await self._runtime.storage.chains.read(partition_key))
         except StorageError as error:
             _log.info("response %s: chain not read: %s", response_id, error)
-
-
-def _taken_back(partition_key: str, response_id: str) -> ResponseRow:
-    """What a row that is gone counts as: a marker that any claim refuses, so that what came behind it goes (V10)."""
-    return ResponseRow(
-        partition_key=partition_key,
-        id=response_id,
-        status="failed",
-        disposition=Disposition.BACKGROUND,
-        background=True,
-        stream=False,
-        generation=_LATER_THAN_ANY,
-        created_at=0,
-        request=StoredPayload(inline=b""),
-        deleted=True,
-    )

@@ -28,8 +28,8 @@ class Running(Protocol):
     def cancelled(self, row: ResponseRow) -> None:
         """Its outcome was decided by a client's cancel."""
 
-    def claimed(self, row: ResponseRow) -> None:
-        """Its row, in progress or deleted: of a later claim, where it has to stop here."""
+    def claimed(self, row: ResponseRow | None) -> None:
+        """Its row, not cancelled: where it is of a later claim, or gone, the run has to stop here."""
 
     def steered(self, pending: int) -> None:
         """So many turns of its chain wait behind it (S3)."""
