@@ -14,6 +14,7 @@ nobody's harm.
 """
 
 import asyncio
+import logging
 from dataclasses import replace
 
 from protocol.response import TERMINAL_STATUSES
@@ -25,9 +26,11 @@ from resilience.response_row import read_row
 from resilience.rows import deletion_marker
 from resilience.run_entries import close_run
 from resilience.runtime import Runtime
-from storage.errors import AlreadyExists, ChainMoved, NotFound, PreconditionFailed, StorageUnavailable
+from storage.errors import AlreadyExists, ChainMoved, NotFound, PreconditionFailed, StorageError, StorageUnavailable
 from storage.expiry import StoredResponse
 from storage.rows import ResponseRow
+
+_log = logging.getLogger("resilience.abandonment")
 
 _RETRY_SECONDS = 5.0
 
@@ -57,10 +60,15 @@ async def abandon(
                     await request_key.release(response_id)
                 break
             await asyncio.sleep(_RETRY_SECONDS)
-        except (StorageUnavailable, PreconditionFailed, ChainMoved):
-            await asyncio.sleep(_RETRY_SECONDS)
         except (AlreadyExists, NotFound):
             continue  # the row came, or went, at this moment
+        except (StorageUnavailable, PreconditionFailed, ChainMoved):
+            await asyncio.sleep(_RETRY_SECONDS)
+        except (
+            StorageError
+        ):  # a chain that cannot be read, say: another time, or by who looks after it when this one dies
+            _log.exception("response %s: it cannot be taken back now", response_id)
+            await asyncio.sleep(_RETRY_SECONDS)
     # A write of ours, of which we heard nothing, may have made another turn the active one.
     await chains.revive_stubbornly(runtime, key, response_id)
     if worker_id:

@@ -41,7 +41,7 @@ from resilience.run_output import RunOutput
 from resilience.runtime import Runtime
 from resilience.stamper import Ending, Stamper
 from resilience.tasks import settled
-from resilience.verdict import UNREADABLE, Verdict, verdict_on
+from resilience.verdict import ATTEMPTS_EXHAUSTED, UNREADABLE, Verdict, verdict_on
 from storage.chains import ChainRow
 from storage.errors import MalformedRecord, NotFound, StorageRejected, StorageUnavailable
 from storage.payloads import StoredPayload
@@ -174,6 +174,9 @@ class BackgroundRun:
             if self._verdict is None and (row.turn or recovery)
             else ChainRow(partition_key=row.partition_key)
         )
+        if self._verdict is None and row.turn and not turns.may_start(row.id):
+            # It was claimed only to be ended, by somebody who could not read its chain, and died.
+            self._verdict = ATTEMPTS_EXHAUSTED
         self._context = context_of(
             self._record,
             Disposition(row.disposition),
@@ -292,7 +295,7 @@ class BackgroundRun:
             _log.error("response %s: the handler ended without a terminal event", self._record.response_id)
             return await self._fail(GENERIC_FAILURE)
         _log.error("response %s: the handler failed", self._record.response_id, exc_info=error)
-        if isinstance(error, StorageUnavailable | StorageRejected):
+        if isinstance(error, StorageUnavailable | StorageRejected | ChainUnreadable):
             return await self._fail("The storage failed.", code="storage_error")
         answer = answer_to(error)
         if isinstance(answer, HandlerRefused) and not self._output.stamper.begun:

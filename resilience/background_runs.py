@@ -22,7 +22,7 @@ from resilience.ownership import Ownership
 from resilience.placement import tenant_in
 from resilience.record import MalformedRecord, RequestRecord
 from resilience.remains import remove_blobs
-from resilience.response_row import ChainUnreadable, has_log
+from resilience.response_row import ChainUnreadable, has_log, read_row
 from resilience.retry import STORAGE_RETRY_SECONDS
 from resilience.run_entries import background_entry, close_run
 from resilience.run_watch import RunWatch
@@ -46,6 +46,9 @@ _OUTAGE_PATIENCE = 120.0
 
 _ODD_ANSWERS = 5
 """Reads of a request that storage refuses or garbles before it is taken for unreadable."""
+
+_GIVEN_UP_DELAY = 600.0
+"""Seconds until somebody looks again for a chain that nobody could read for all of a message's receptions."""
 
 _REMEMBERED = 1024
 """Responses whose end in this process is remembered."""
@@ -140,7 +143,12 @@ class BackgroundRuns:
 
     async def give_up(self, key: str, response_id: str) -> None:
         """Fail a response whose start message failed too often, unless somebody runs it (R5)."""
-        await self._run(key, response_id, ATTEMPTS_EXHAUSTED, late=True)
+        try:
+            await self._run(key, response_id, ATTEMPTS_EXHAUSTED, late=True)
+        except ChainUnreadable:
+            # It has ended, and the next one waits for somebody who can read their chain, as long as it is on record.
+            if await read_row(self._runtime.storage, key, response_id) is not None:
+                await chain.leave_to_others(self._runtime, key, response_id, delay=_GIVEN_UP_DELAY)
 
     async def _run(self, key: str, response_id: str, verdict: Verdict | None, *, late: bool) -> None:
         if response_id in self._ended_here:
@@ -253,6 +261,8 @@ class BackgroundRuns:
                     # once the row may name us, nobody else would go on, whatever it was that broke the claim off.
                     if hopeless or not (claimant.opened or patient):
                         raise
+                    if isinstance(error, ChainUnreadable) and not patient:
+                        request.without_chain = True  # its run gives it away, which costs an attempt
                     if isinstance(error, StorageUnavailable):
                         _log.warning("response %s: storage does not answer, the claim goes on later", response_id)
                     else:
@@ -292,7 +302,8 @@ class BackgroundRuns:
             _log.info("response %s: nothing to run (%s)", response_id, declined.reason.name)
             await remove_blobs(self._runtime, key, response_id)
             if declined.row is None or not await chain.is_wound_down_elsewhere(self._runtime, declined.row):
-                await chain.revive(self._runtime, key, response_id)  # it may have left its chain before it was removed
+                # It may have left its chain before it was removed.
+                await chain.revive(self._runtime, key, response_id, ended=declined.row is not None)
 
     def _start(self, ownership: Ownership, record: RequestRecord, verdict: Verdict | None) -> OwnedRun:
         row = ownership.row

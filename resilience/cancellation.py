@@ -16,7 +16,7 @@ from typing import Any
 from protocol import jsonio
 from protocol.errors import CannotCancel, ResponseDeleted, ResponseNotFound
 from protocol.response import TERMINAL_STATUSES, cancelled, strip_internal
-from resilience.chain import start_active
+from resilience.chain import INSURANCE_DELAY, start_active
 from resilience.log_repair import complete_log
 from resilience.placement import tenant_in
 from resilience.remains import remove_blobs
@@ -27,9 +27,6 @@ from resilience.snapshots import snapshot_of
 from storage.chains import ChainRow
 from storage.expiry import StoredResponse
 from storage.rows import ResponseRow
-
-_INSURANCE_DELAY = 5.0
-"""Seconds until the message is seen that starts the next turn if the canceller dies before."""
 
 
 async def cancel(runtime: Runtime, key: str, response_id: str) -> dict[str, Any]:
@@ -83,7 +80,7 @@ async def _decide(runtime: Runtime, row: ResponseRow) -> dict[str, Any]:
 async def _decide_in_chain(runtime: Runtime, wanted: ResponseRow) -> tuple[ResponseRow, ChainRow | None]:
     """The decided row, and the chain if the turn was its active one."""
     if not wanted.owner:
-        await runtime.storage.work.send_start(tenant_in(wanted.partition_key), wanted.id, delay=_INSURANCE_DELAY)
+        await runtime.storage.work.send_start(tenant_in(wanted.partition_key), wanted.id, delay=INSURANCE_DELAY)
     was_active = False
 
     def leave(chain: ChainRow) -> ChainRow:

@@ -7,7 +7,7 @@ a conversation, or if chains are steerable; every other response is a chain of i
 - *Join*: the row of the response is inserted together with the chain. Nothing runs: it becomes the active turn.
   Something runs: it is refused (`ConversationLocked`), or waits if chains are steerable.
 - *End*: the row gets its outcome together with the chain, and the oldest turn that waits becomes the active one. So an
-  active turn never has an outcome, and a waiting one is never forgotten.
+  active turn has no outcome (but see below), and a waiting one is never forgotten.
 - *One handler at a time*: where the outcome comes before the handler of the active turn is gone (a cancel, a handler
   that cleans up after its last event), the chain keeps the turn as `ending`. The next one becomes the active turn, and
   begins when whoever ran the ended one has taken `ending` back.
@@ -36,7 +36,7 @@ from resilience.dispatch import Disposition
 from resilience.options import ResponsesServerOptions
 from resilience.placement import tenant_in
 from resilience.record import RequestRecord
-from resilience.response_row import ChainUnreadable, read_row
+from resilience.response_row import ChainUnreadable, OwnershipLost, read_row, replace_row
 from resilience.retry import STORAGE_RETRY_SECONDS
 from resilience.runtime import Runtime
 from storage.chains import ChainRow
@@ -47,6 +47,9 @@ MAX_PENDING = 9
 """Turns that may wait in one chain (S5)."""
 
 _ID_LENGTH = 32
+
+INSURANCE_DELAY = 5.0
+"""Seconds until the message is seen that starts the next turn if who takes one out of its chain dies before."""
 
 _LEFT_TO_OTHERS = 60.0
 """Seconds until others are asked for what this process, or its version, cannot do."""
@@ -161,26 +164,39 @@ async def revive(runtime: Runtime, partition_key: str, gone: str, *, ended: bool
                 left = await runtime.storage.chains.replace(left)
             except ChainMoved:
                 continue
-        await start_active(runtime, left)
+        if left.active is None or left.active.id != gone:  # else its message would lead here again
+            await start_active(runtime, left)
         return
 
 
 async def unlock(runtime: Runtime, chain: ChainRow) -> bool:
-    """Take out an active turn that has an outcome, of which the chain was not told; false if there is none.
+    """Take out an active turn that has ended, of which the chain was not told; false if it has not, or is in a handler.
 
     True also if others changed the chain meanwhile.
     """
     if chain.active is None:
         return False
-    row = await read_row(runtime.storage, chain.partition_key, chain.active.id)
-    if row is None or row.status not in TERMINAL_STATUSES:
-        return False
+    ended = chain.active.id
     try:
-        left = await runtime.storage.chains.replace(chain.without_turn(row.id))
+        row = await read_row(runtime.storage, chain.partition_key, ended)
+    except MalformedRecord:
+        return False
+    # A row that is gone went after this chain was written, or never was told to it: the etag tells.
+    if row is not None and (row.status not in TERMINAL_STATUSES or await _is_in_handler(runtime, row)):
+        return False
+    # First: nothing else leads to the next turn if this process dies behind the write.
+    await runtime.storage.work.send_start(tenant_in(chain.partition_key), ended, delay=INSURANCE_DELAY, late=True)
+    try:
+        left = await runtime.storage.chains.replace(chain.without_turn(ended))
     except ChainMoved:
         return True
     await start_active(runtime, left)
     return True
+
+
+async def _is_in_handler(runtime: Runtime, row: ResponseRow) -> bool:
+    """True while the handler of a turn that has its outcome may clean up."""
+    return row.id in runtime.running or await is_wound_down_elsewhere(runtime, row)
 
 
 async def revive_or_leave(runtime: Runtime, partition_key: str, gone: str, *, ended: bool = False) -> None:
@@ -192,9 +208,18 @@ async def revive_or_leave(runtime: Runtime, partition_key: str, gone: str, *, en
         await leave_to_others(runtime, partition_key, gone)
 
 
-async def leave_to_others(runtime: Runtime, partition_key: str, gone: str) -> None:
-    """Ask others, of another version maybe, to begin the turn behind a finished one."""
-    await runtime.storage.work.send_start(tenant_in(partition_key), gone, delay=_LEFT_TO_OTHERS, late=True)
+async def leave_to_others(runtime: Runtime, partition_key: str, gone: str, *, delay: float = _LEFT_TO_OTHERS) -> None:
+    """Ask others, of another version maybe, to begin the turn behind a finished one, whose handler is gone.
+
+    Its row names nobody any more, for whom they would wait.
+    """
+    row = await read_row(runtime.storage, partition_key, gone)
+    if row is not None and row.owner and row.status in TERMINAL_STATUSES:
+        try:
+            await replace_row(runtime.storage, replace(row, owner=""), runtime.settings.finish_patience)
+        except OwnershipLost:
+            pass  # deleted at this moment
+    await runtime.storage.work.send_start(tenant_in(partition_key), gone, delay=delay, late=True)
 
 
 async def revive_stubbornly(runtime: Runtime, partition_key: str, gone: str, *, ended: bool = False) -> None:

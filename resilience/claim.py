@@ -78,7 +78,8 @@ class ClaimRequest:
     Attributes:
         lease_id: The lease id of this claim.
         first: True once it was found that nobody claimed the run before.
-        without_chain: Claim a turn, to end it, even if its chain cannot be read: nobody knows then whose turn it is.
+        without_chain: Claim a turn even if its chain cannot be read, so that nobody knows whose turn it is: no handler
+            is entered then before somebody does.
     """
 
     partition_key: str

@@ -13,6 +13,7 @@ import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from protocol import jsonio
@@ -148,7 +149,7 @@ class ForegroundRecord:
         while True:
             try:
                 await self._drop()
-            except StorageUnavailable:
+            except StorageError:  # also a chain that cannot be read, as long as this process lives
                 await asyncio.sleep(STORAGE_RETRY_SECONDS)
             else:
                 self._is_settled = True
@@ -318,7 +319,7 @@ class TurnRecord(ForegroundRecord):
         The row was changed without one: by an earlier write of this very turn, whose reply was lost. False if the chain
         could not be told of the outcome.
         """
-        store = replace_with_outcome if "status" in changes else replace_with_chain
+        store = partial(replace_with_outcome, owner=self.worker_id) if "status" in changes else replace_with_chain
         async with self._writing:
             while True:
                 try:

@@ -123,6 +123,8 @@ async def replace_with_chain(
                     chain = await read_chain(storage, wanted)
                 try:
                     return await storage.chains.replace_row(wanted, change(chain), mark=mark)
+                except MalformedRecord as error:  # it was stored, behind a lost reply: the next try finds it
+                    raise ChainUnreadable from error
                 except ChainMoved:
                     chain = None
                 except (PreconditionFailed, NotFound) as refusal:
@@ -140,11 +142,13 @@ async def replace_with_outcome(
     patience: float,
     *,
     known: ChainRow | None = None,
+    owner: str = "",
 ) -> tuple[ResponseRow, ChainRow | None]:
     """`replace_with_chain`, for a row that has its outcome; alone, and without a chain, where that cannot be read.
 
     For an outcome does not wait for its chain, which goes on naming the turn until somebody finds it there who can
-    read it (`chain.revive`, `chain.unlock`). The row names no worker then: whoever comes first may do that.
+    read it (`chain.revive`, `chain.unlock`): nobody may, while the worker that the row names is alive, for the chain
+    does not tell that its handler cleans up. `owner`: the worker that runs a turn whose row names none.
     """
     again = AsyncRetrying(
         retry=retry_if_exception_type(ChainUnreadable),
@@ -158,4 +162,4 @@ async def replace_with_outcome(
                 return await replace_with_chain(storage, wanted, leave, patience, known=known)
     except ChainUnreadable:
         _log.exception("response %s: its chain cannot be read, the outcome is stored without it", wanted.id)
-    return await replace_row(storage, replace(wanted, owner=""), patience), None
+    return await replace_row(storage, replace(wanted, owner=owner or wanted.owner), patience), None

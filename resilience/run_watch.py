@@ -8,7 +8,6 @@ look that fails is no harm: the next write of a cancelled run is refused anyway.
 
 import asyncio
 import logging
-import sys
 from dataclasses import dataclass
 
 from resilience import chain
@@ -18,8 +17,6 @@ from resilience.runtime import Runtime
 from storage.errors import StorageError
 
 _log = logging.getLogger("resilience.watch")
-
-_LATER_THAN_ANY = sys.maxsize
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import orjson
 
 from storage.driver import RESPONSES, Delete, Entity, Insert, StorageDriver, TableOperation, Update, Value
-from storage.errors import AlreadyExists, ChainMoved, MalformedRecord, NotFound, PreconditionFailed
+from storage.errors import AlreadyExists, ChainMoved, MalformedRecord, NotFound, PreconditionFailed, StorageRejected
 from storage.rows import ResponseRow, row_from_entity, row_key, row_properties
 from storage.seam import Operation, Seam
 
@@ -310,7 +310,10 @@ class Chains:
             raise
         if entity.properties.get("mark") == mark:
             # Not `row`: an earlier try under this mark may have stored it in another form.
-            return row_from_entity(entity), await self.read(chain.partition_key, chain.key)
+            try:
+                return row_from_entity(entity), await self.read(chain.partition_key, chain.key)
+            except StorageRejected as error:
+                raise MalformedRecord("Stored, but its chain cannot be read.") from error
         if isinstance(operation, Insert):
             raise AlreadyExists from refusal
         if entity.etag != row.etag:

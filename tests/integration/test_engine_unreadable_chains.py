@@ -281,7 +281,7 @@ async def test_a_foreground_turn_whose_worker_died_fails_though_its_chain_cannot
 
 
 class Stuck:
-    """A conversation whose chain names a turn that has ended: the start message that led there is spent."""
+    """A conversation whose chain names a turn that has ended, and whose handler is gone: no message leads there."""
 
     def __init__(self, hosts: Fleet) -> None:
         self.hosts = hosts
@@ -290,7 +290,8 @@ class Stuck:
         """A host that can read the chain."""
         worker = self.hosts.host(options=options)
         self.first = (await worker.create(background("first", conversation="talk")))["id"]
-        await self.hosts.finished(self.first)
+        row = await self.hosts.finished(self.first)
+        await self.hosts.storage.rows.replace(replace(row, owner=""))
         chain = await self.hosts.storage.chains.read(key_of(self.first))
         await self.hosts.storage.chains.replace(replace(chain, active=Turn(self.first, 1, foreground=False)))
         return worker
