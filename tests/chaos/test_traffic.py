@@ -10,7 +10,7 @@ from aiohttp import web
 
 from protocol import sse
 from tests.chaos.hosts import ROLES
-from tests.chaos.traffic import Client, Told, client
+from tests.chaos.traffic import Client, Told, Traffic, client
 
 PID = 77
 RESPONSE: dict[str, Any] = {"id": "resp_1", "status": "in_progress"}
@@ -91,3 +91,26 @@ async def test_a_stream_that_ends_in_order_before_its_last_event_is_told_from_on
     assert len(seen.connections) == len(ways)
     assert [(cut.pid, cut.last) for cut in seen.cuts] == [(PID, last) for last in cuts]
     assert all(seen.began <= cut.began <= cut.ended for cut in seen.cuts)
+
+
+@pytest.mark.parametrize(("status", "wrong"), [(409, []), (503, ["V1: no end within 1 s"])])
+async def test_only_a_client_that_a_full_conversation_refused_to_the_end_may_come_to_none(
+    status: int, wrong: list[str]
+) -> None:
+    async def answer(_request: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({"error": {"code": "conversation_queue_full"}}, status=status)
+
+    runner = web.ServerRunner(web.Server(answer, access_log=None), shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    slots: Any = [FakeSlot(FakeHost(f"http://127.0.0.1:{runner.addresses[0][1]}"))]
+    try:
+        async with client() as http:
+            traffic = Traffic(slots, http, Random(1))
+            one = Client("stream", slots, http, Random(1), "conv_1")
+            await traffic._play(one, 1)
+    finally:
+        await runner.cleanup()
+    assert one.told.wrong == wrong
+    assert traffic.crowded_out == (not wrong)

@@ -31,6 +31,9 @@ END_SECONDS = 150.0
 TALK_SECONDS = 400.0
 """So long a turn may take, with all that happens to those before it."""
 
+CROWDED_SECONDS = 60.0
+"""So long before its time was up a client may have been refused by a full queue for the last time."""
+
 UNAVAILABLE = (500, 502, 503, 504)
 MANY_BYTES = 50_000
 
@@ -99,6 +102,7 @@ class Told:
         final: the response as a GET, or the foreground's answer, told it at last.
         ids: every id it was told; a key stands for one response.
         wrong: what no client may ever be told.
+        refused_at: when it was told last that its conversation has no room.
     """
 
     mode: str
@@ -118,6 +122,16 @@ class Told:
     ids: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
     last_status: str = ""
+    refused_at: float = 0.0
+
+    @property
+    def crowded_out(self) -> bool:
+        """Whether it knows of no response, for its conversation was full to the end.
+
+        A stream shows nothing as long as its turn waits. So a client whose connections break asks again and again for
+        the same turn, and such turns may fill the queue for longer than its time.
+        """
+        return not self.answered and time.time() - self.refused_at < CROWDED_SECONDS
 
     @property
     def answered(self) -> bool:
@@ -148,6 +162,7 @@ class Traffic:
     def __init__(self, slots: Sequence[Slot], http: httpx.AsyncClient, chance: random.Random) -> None:
         self.told: list[Told] = []
         self.done: Counter[str] = Counter()
+        self.crowded_out = 0
         self._slots = slots
         self._http = http
         self._chance = chance
@@ -196,7 +211,10 @@ class Traffic:
             async with asyncio.timeout(seconds):
                 await client.play()
         except TimeoutError:
-            client.told.wrong.append(f"V1: no end within {seconds:.0f} s")
+            if client.told.crowded_out:
+                self.crowded_out += 1
+            else:
+                client.told.wrong.append(f"V1: no end within {seconds:.0f} s")
         self.done[client.told.mode] += 1
 
     async def finish(self) -> None:
@@ -430,6 +448,7 @@ class Client:
 
     def _check_status(self, answer: httpx.Response, allowed: Sequence[int]) -> None:
         if answer.status_code == 409 and self.told.conversation and "queue_full" in answer.text:
+            self.told.refused_at = time.time()
             return  # turns that were made and whose answer was lost wait as well
         if answer.status_code not in (*allowed, *UNAVAILABLE):
             request = answer.request
