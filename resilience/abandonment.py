@@ -108,7 +108,8 @@ async def _has_left_chain(runtime: Runtime, row: ResponseRow) -> bool:
     False while its handler cleans up in another process behind its outcome: that one begins the next turn after it.
     """
     chain = await runtime.storage.chains.read(row.partition_key)
-    if chain.ending == row.id and await chains.is_wound_down_elsewhere(runtime, row):
+    named = chain.ending == row.id or chain.turn(row.id) is not None  # the latter: it was not told of the outcome
+    if named and await chains.is_wound_down_elsewhere(runtime, row):
         return False
     if chain.turn(row.id) is None:  # somebody ran it to its end
         left = chain.continued_from(await undeleted_before(runtime, row), instead_of=row.id)

@@ -421,7 +421,8 @@ class BackgroundRun:
         Then this process is not done with the response: should that worker die before, a start message of this turn
         leads to the next one, and whoever receives it has to look.
         """
-        others = row.owner not in ("", self._worker_id)
+        # A later claim: its row may name nobody any more (`chain.leave_to_others`).
+        others = row.owner not in ("", self._worker_id) or row.generation > self._ownership.row.generation
         # Not for ever where another ended it: the message that leads to the next turn may wait here for this run's end.
         await self._stop_handler(patience=self._runtime.settings.cancel_grace if others else None)
         if row.deleted or self._ownership.deleted:  # and maybe something stored behind its deletion

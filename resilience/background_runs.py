@@ -146,7 +146,7 @@ class BackgroundRuns:
         try:
             await self._run(key, response_id, ATTEMPTS_EXHAUSTED, late=True)
         except ChainUnreadable:
-            # It has ended, and the next one waits for somebody who can read their chain, as long as it is on record.
+            # It, or the one behind it, waits for somebody who can read their chain, as long as it is on record.
             if await read_row(self._runtime.storage, key, response_id) is not None:
                 await chain.leave_to_others(self._runtime, key, response_id, delay=_GIVEN_UP_DELAY)
 

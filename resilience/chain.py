@@ -158,7 +158,7 @@ async def revive(runtime: Runtime, partition_key: str, gone: str, *, ended: bool
             chain = await runtime.storage.chains.read(partition_key)
         except (MalformedRecord, StorageRejected) as error:
             raise ChainUnreadable from error
-        left = (chain.without_turn(gone) if ended else chain).wound_down(gone)
+        left = (_without_ended(chain, gone) if ended else chain).wound_down(gone)
         if left != chain:
             try:
                 left = await runtime.storage.chains.replace(left)
@@ -187,11 +187,20 @@ async def unlock(runtime: Runtime, chain: ChainRow) -> bool:
     # First: nothing else leads to the next turn if this process dies behind the write.
     await runtime.storage.work.send_start(tenant_in(chain.partition_key), ended, delay=INSURANCE_DELAY, late=True)
     try:
-        left = await runtime.storage.chains.replace(chain.without_turn(ended))
+        left = await runtime.storage.chains.replace(_without_ended(chain, ended))
     except ChainMoved:
         return True
     await start_active(runtime, left)
     return True
+
+
+def _without_ended(chain: ChainRow, ended: str) -> ChainRow:
+    """The chain without a turn that it was not told the end of.
+
+    Nor is it known whether the client of a foreground one was: it may go on from that, or from the one before.
+    """
+    turn = chain.turn(ended)
+    return chain.without_turn(ended, retract=turn is not None and turn.foreground)
 
 
 async def _is_in_handler(runtime: Runtime, row: ResponseRow) -> bool:
@@ -214,11 +223,11 @@ async def leave_to_others(runtime: Runtime, partition_key: str, gone: str, *, de
     Its row names nobody any more, for whom they would wait.
     """
     row = await read_row(runtime.storage, partition_key, gone)
-    if row is not None and row.owner and row.status in TERMINAL_STATUSES:
+    while row is not None and row.owner and row.status in TERMINAL_STATUSES:
         try:
-            await replace_row(runtime.storage, replace(row, owner=""), runtime.settings.finish_patience)
-        except OwnershipLost:
-            pass  # deleted at this moment
+            row = await replace_row(runtime.storage, replace(row, owner=""), runtime.settings.finish_patience)
+        except OwnershipLost as lost:
+            row = lost.row  # deleted at this moment: its marker names the same worker
     await runtime.storage.work.send_start(tenant_in(partition_key), gone, delay=delay, late=True)
 
 

@@ -79,7 +79,8 @@ class ClaimRequest:
         lease_id: The lease id of this claim.
         first: True once it was found that nobody claimed the run before.
         without_chain: Claim a turn even if its chain cannot be read, so that nobody knows whose turn it is: no handler
-            is entered then before somebody does.
+            is entered then before somebody does. Not one that had to wait when it was admitted, unless it was its time
+            when this claim began (`opened`): who ends the turn before it starts it, whatever becomes of a message.
     """
 
     partition_key: str
@@ -88,6 +89,7 @@ class ClaimRequest:
     lease_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     first: bool = False
     without_chain: bool = False
+    opened: bool = False
 
 
 async def claim(storage: Storage, request: ClaimRequest, settings: EngineSettings) -> "Ownership | Declined":
@@ -110,6 +112,7 @@ async def claim(storage: Storage, request: ClaimRequest, settings: EngineSetting
                 return Declined(Reason.WAITING, row)
         if not request.claimant.is_current(worker_id):
             worker_id = await request.claimant.open_run()
+            request.opened = True
         if row.lease_id != request.lease_id:  # else it is this very claim's, of whose success nobody heard
             request.first = row.generation == 0
         claimed = await _take_row(storage, row, worker_id, request.lease_id, settings)
@@ -142,7 +145,7 @@ async def _chain_of(storage: Storage, row: ResponseRow, request: ClaimRequest) -
     try:
         return await read_chain(storage, row)
     except ChainUnreadable:
-        if not request.without_chain:
+        if not request.without_chain or (row.steered and not request.opened):
             raise
         return None
 

@@ -29,6 +29,7 @@ from protocol.conversations import (
     numbered,
 )
 from protocol.errors import ConversationLocked, ConversationNotFound
+from resilience import chain as chains
 from resilience.conversation_items import Place, began_at, listed, place_of, resolved
 from resilience.history import Entry, number_of, read_whole
 from resilience.placement import partition_key, tenant_in, tenant_of
@@ -279,8 +280,10 @@ def _checked(head: Head, conversation_id: str) -> Head:
 
 async def _deletable(runtime: Runtime, principal: str, conversation_id: str) -> Head:
     head = await _existing(runtime, principal, conversation_id)
-    if head.chain.unfinished:
-        raise ConversationLocked
+    while head.chain.unfinished:
+        if not await chains.unlock(runtime, head.chain):
+            raise ConversationLocked
+        head = await _existing(runtime, principal, conversation_id)
     return head
 
 

@@ -33,14 +33,19 @@ from storage.chains import ChainRow
 from storage.errors import (
     AlreadyExists,
     ChainMoved,
+    MalformedRecord,
     NotFound,
     PreconditionFailed,
     StorageError,
+    StorageRejected,
     StorageUnavailable,
 )
 from storage.rows import ResponseRow
 
 _log = logging.getLogger("resilience.run")
+
+_ODD_LOOKS = 3
+"""Looks at a chain in a row that are refused or garbled before a turn that waits for it fails."""
 
 _TURN_POLL = 0.25
 """Seconds between two looks at the chain by a turn that waits for one of another process."""
@@ -149,7 +154,8 @@ class ForegroundRecord:
         while True:
             try:
                 await self._drop()
-            except StorageError:  # also a chain that cannot be read, as long as this process lives
+            except StorageError as error:  # also a chain that cannot be read, as long as this process lives
+                _log.warning("response %s: it cannot be dropped now: %s", self._record.response_id, error)
                 await asyncio.sleep(STORAGE_RETRY_SECONDS)
             else:
                 self._is_settled = True
@@ -277,6 +283,7 @@ class TurnRecord(ForegroundRecord):
         self._has_left = False
         self._next: ChainRow | None = None
         """The chain as this turn left it; None while it has to be looked at."""
+        self._odd_looks = 0
         self._writing = asyncio.Lock()  # a write begins from the etag of the one before it
 
     @property
@@ -289,13 +296,24 @@ class TurnRecord(ForegroundRecord):
         await self._runtime.turns.wait(self.row.id, _TURN_POLL)
         try:
             chain = await self._runtime.storage.chains.read(self._key)
-            if chain.turn(self.row.id) is not None:
+            self._odd_looks = 0
+            stays = chain.turn(self.row.id) is not None
+            if stays and self._runtime.worker.is_current(self.worker_id):
                 self.chain = chain
                 return None
-            # This worker was declared dead, and the turn with it.
+            # This worker was declared dead, and the turn with it; its chain may not have been told.
             row = await read_row(self._runtime.storage, self._key, self.row.id)
         except StorageUnavailable:
             return None  # it is looked at again in a moment
+        except (MalformedRecord, StorageRejected):
+            self._odd_looks += 1
+            if self._odd_looks == _ODD_LOOKS:
+                raise
+            await asyncio.sleep(STORAGE_RETRY_SECONDS)
+            return None
+        if stays and not self._is_decided(row):
+            self.chain = chain
+            return None
         self._has_left = self._is_settled = True
         if not self._is_decided(row):
             raise StorageError("A turn left its chain without an outcome.")

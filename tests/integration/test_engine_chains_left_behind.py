@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from protocol.aio import ResponseEventStream
 from protocol.errors import ApiError, ConversationLocked
 from resilience.chain import MAX_PENDING
 from resilience.options import ResponsesServerOptions
+from resilience.placement import tenant_in
 from storage.errors import StorageUnavailable
 from storage.seam import Fault
 from tests.integration.test_engine_unreadable_chains import (
@@ -187,22 +189,17 @@ async def test_no_turn_begins_beside_a_foreground_handler_that_cleans_up() -> No
         assert_one_at_a_time(turns)
 
 
-async def test_a_turn_that_was_claimed_to_be_ended_before_its_time_is_not_entered_when_its_claimer_dies() -> None:
+async def test_a_turn_that_was_claimed_before_its_time_is_not_entered_when_its_claimer_dies() -> None:
+    """Who could not read its chain claimed it, to end it."""
     turns = Turns(until_opened)
     async with fleet(turns) as hosts:
         chained = Chained(hosts, turns)
         await chained.begin()
-        older = hosts.host(options=STEERABLE, queues=False)
-        fail(older, "chain.read", malformed)
-
-        async def die(name: str, moment: str) -> None:
-            if (name, moment) == ("row.replace", "after"):
-                hosts.kill(older)
-                await older.passage()
-
-        older.seam.hooks.append(die)
-        older.spawn(older.engine.poison_message(start_message(chained.second)), "poison")
-        await until(lambda: older.dead)
+        row = await hosts.row(chained.second)
+        assert row is not None
+        claimed = replace(row, status="in_progress", generation=1, attempt=1, owner="w-dead", lease_id="l-dead")
+        await hosts.storage.rows.replace(claimed)
+        await hosts.storage.work.send_start(tenant_in(row.partition_key), row.id)
         row = await hosts.finished(chained.second)
         assert (row.status, hosts.entered(chained.second)) == ("failed", 0)
         turns.gates["first"].set()
