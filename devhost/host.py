@@ -39,6 +39,8 @@ from devhost.timers import Singleton, TimerListener, payload
 # How long the event loop has to begin with giving messages back, and then to give all of them back.
 BLOCKED_SECONDS = 3.0
 RELEASE_SECONDS = 30.0
+# So much of it goes to polls that are under way: one that storage does not answer must not hide the rest.
+QUIET_SECONDS = 10.0
 LISTEN_SECONDS = 5.0
 
 _log = logging.getLogger("devhost")
@@ -79,6 +81,10 @@ class Host:
     async def serve(self, listening: socket.socket) -> None:
         """Serves the app on `listening`. Ends the process; does not return."""
         loop = asyncio.get_running_loop()
+        # Not earlier: the extension's server has put its own handlers in place when it started. Not later: it would end
+        # alone, and the host would go on and answer with errors until its last request is over.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
         proxy = Proxy(self.runtime, self.invocations, self.options.idle_timeout, self.options.body_limit)
         async with proxy:
             front = self._front(proxy)
@@ -88,13 +94,13 @@ class Host:
             await runner.setup()
             site = web.SockSite(runner, listening)
             await site.start()
-            await self._listen()
-            self.invocations.watch(lambda running: self._expired(running, loop))
-            # Not earlier: the extension's server has put its own handlers in place when it started.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self._stopping.set)
-            self._ready(listening.getsockname()[1])
-            await self._stopping.wait()
+            starting, stopping = asyncio.create_task(self._listen()), asyncio.create_task(self._stopping.wait())
+            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                self.invocations.watch(lambda running: self._expired(running, loop))
+                self._ready(listening.getsockname()[1])
+            await stopping
             if self.options.grace > 0:
                 front.draining = True
                 await site.stop()
@@ -203,9 +209,14 @@ class Host:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.options.grace):
                 # The listeners' tasks too: a message is settled only after its invocation has ended.
-                await asyncio.gather(hook, self.invocations.idle(), *self._tasks)
+                await asyncio.gather(hook, self._quiesce(), self.invocations.idle(), *self._tasks)
         if len(self.invocations):
             _log.warning("%d invocations end with the process.", len(self.invocations))
+
+    async def _quiesce(self) -> None:
+        """Waits for the polls that are under way: each may still bring a message."""
+        await asyncio.gather(*(listener.quiesce() for listener in self.listeners))
+        _log.info("No trigger starts anything any more.")
 
     async def _hook(self) -> None:
         module = sys.modules.get(os.environ.get("PYTHON_SCRIPT_FILE_NAME", "function_app.py").removesuffix(".py"))
@@ -224,7 +235,9 @@ class Host:
 
         async def release() -> None:
             begun.set()
-            await asyncio.gather(*(listener.quiesce() for listener in self.listeners))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(QUIET_SECONDS):
+                    await asyncio.gather(*(listener.quiesce() for listener in self.listeners))
             await asyncio.gather(*(listener.release() for listener in self.listeners))
 
         waiting = asyncio.run_coroutine_threadsafe(release(), loop)

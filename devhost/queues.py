@@ -64,6 +64,8 @@ class Held:
     done: asyncio.Event = field(default_factory=asyncio.Event)
     updating: asyncio.Lock = field(default_factory=asyncio.Lock)
     settled: bool = False
+    # Its function has succeeded.
+    succeeded: bool = False
 
 
 class QueueListener:
@@ -128,13 +130,18 @@ class QueueListener:
             pass
 
     async def release(self) -> None:
-        """Gives every message back as failed, because this process is about to die.
+        """Gives every message back as failed whose function has not succeeded, because this process is about to die.
+
+        Those of a poison queue too, but for the last attempt: their functions did not fail.
 
         Only after `quiesce`, of the poison queue's listener too: this process would receive what it gives back, and
         hide it from every other one when it dies.
         """
         held_now = list(self._held.values())
-        await asyncio.gather(*(self._settle(held, succeeded=False) for held in held_now), return_exceptions=True)
+        outcomes = await asyncio.gather(*(self._settle(held, dying=True) for held in held_now), return_exceptions=True)
+        for held, outcome in zip(held_now, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                _log.warning("Message %s was not given back: %r", held.message.id, outcome)
 
     async def _pause(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -180,10 +187,10 @@ class QueueListener:
     async def _handle(self, held: Held) -> None:
         renewal = asyncio.create_task(self._renew(held))
         try:
-            succeeded = await self._attempt(held)
+            held.succeeded = await self._attempt(held)
             held.done.set()
             await renewal
-            await self._settle(held, succeeded=succeeded)
+            await self._settle(held)
         except ResourceNotFoundError:
             _log.warning("Message %s was taken over or removed before it was settled.", held.message.id)
         except (AzureError, OSError) as error:
@@ -229,21 +236,23 @@ class QueueListener:
         )
         held.receipt = str(updated.pop_receipt)
 
-    async def _settle(self, held: Held, *, succeeded: bool) -> None:
+    async def _settle(self, held: Held, *, dying: bool = False) -> None:
         """Ends the message for this host, once: a function may end while its message is given back."""
         async with held.updating:
             if not held.settled:
-                await (self._delete(held) if succeeded else self._fail(held))
+                await (self._delete(held) if held.succeeded else self._fail(held, dying))
                 held.settled = True
 
     async def _delete(self, held: Held) -> None:
         await self._queue.delete_message(str(held.message.id), held.receipt)
 
-    async def _fail(self, held: Held) -> None:
-        if self._poison is None:
+    async def _fail(self, held: Held, dying: bool) -> None:
+        if self._poison is None and not dying:
             return
         if (held.message.dequeue_count or 0) < self._rules.max_dequeue_count:
             await self._update(held, self._rules.visibility_timeout)
+            return
+        if self._poison is None:
             return
         _log.error(
             "Message %s of %s, received %s times, moves to the poison queue.",

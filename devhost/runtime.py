@@ -8,6 +8,7 @@ arrives here, and the runtime joins the two by invocation id.
 import asyncio
 import logging
 import os
+import socket
 import sys
 import time
 import traceback
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 
 import azure_functions_runtime as worker  # type: ignore[import-untyped]
 import uvicorn.config
-from azure_functions_runtime.http_v2 import http_coordinator  # type: ignore[import-untyped]
+from azure_functions_runtime import http_v2
 
 from devhost import functions, messages
 from devhost.errors import AppError
@@ -27,6 +28,10 @@ from devhost.functions import Function, HttpTrigger
 from devhost.messages import TypedData
 
 START_SECONDS = 20.0
+# Where the extension's server listens: `messages.worker_init` says so.
+HOST = "127.0.0.1"
+
+http_coordinator = http_v2.http_coordinator
 
 _log = logging.getLogger("devhost.runtime")
 
@@ -53,6 +58,8 @@ class Runtime:
         os.chdir(folder)
         sys.path.insert(0, str(folder))
         _quiet_uvicorn()
+        if sys.platform == "linux":
+            http_v2.get_unused_tcp_port = _hold_port
         worker.start_threadpool_executor()
         answer = await worker.worker_init_request(messages.worker_init(str(folder)))
         if answer.result.status != messages.StatusResult.Success:
@@ -68,6 +75,8 @@ class Runtime:
         http_uri = answer.capabilities.get("HttpUri")
         if http_uri is not None:
             await _reachable(http_uri)
+        for holder in _holders:
+            holder.close()
         return cls(found, http_uri)
 
     async def start(self, served: tuple[Function, ...]) -> None:
@@ -105,6 +114,23 @@ class Runtime:
 def abandon(invocation_id: str) -> None:
     """Ends an invocation that waits for an HTTP request which will not come; one that has its request goes on."""
     http_coordinator.set_http_request(invocation_id, None)
+
+
+_holders: list[socket.socket] = []
+
+
+def _hold_port() -> int:
+    """A free port for the extension's server, which nobody else is given before that server listens there.
+
+    The runtime's own choice is free again until then, and another host that starts meanwhile may choose it too.
+    """
+    holder = socket.socket()
+    # Both sides say so, and this one never listens: so Linux lets that server have it, and nobody who asks for any.
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind((HOST, 0))
+    _holders.append(holder)
+    port: int = holder.getsockname()[1]
+    return port
 
 
 async def _reachable(uri: str) -> None:

@@ -27,15 +27,18 @@ def supervise(arguments: Sequence[str], port: int) -> int:
     fds = (listening.fileno(), watched)
     command = [sys.executable, "-m", "devhost", *arguments, "--no-supervisor"]
     command += ["--listen-fd", str(fds[0]), "--lifeline-fd", str(fds[1])]
-    stopping = False
+    stopping: int | None = None
     child: subprocess.Popen[bytes] | None = None
 
     def forward(number: int, _frame: object) -> None:
         nonlocal stopping
-        stopping = True
-        listening.close()
-        if child is not None:
-            child.send_signal(number)
+        stopping = number
+        pass_on()
+
+    def pass_on() -> None:
+        if stopping is not None and child is not None:
+            listening.close()
+            child.send_signal(stopping)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, forward)
@@ -43,9 +46,12 @@ def supervise(arguments: Sequence[str], port: int) -> int:
         begin = time.monotonic()
         # A session of its own: Ctrl-C reaches it once, through this process.
         child = subprocess.Popen(command, pass_fds=fds, start_new_session=True)
+        # A signal that came while it was made had nobody to go to.
+        pass_on()
         code = child.wait()
+        child = None
         crashed = code < 0 and time.monotonic() - begin > MIN_LIFE_SECONDS
-        if stopping or not (code == TIMEOUT_EXIT or crashed):
+        if stopping is not None or not (code == TIMEOUT_EXIT or crashed):
             os.close(lifeline)
             return abs(code)
         click.secho(f"The host ended with {code}: it starts again.", fg="yellow", err=True)

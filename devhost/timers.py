@@ -14,13 +14,15 @@ import logging
 import os
 import tempfile
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from devhost.functions import Function
 from devhost.messages import TypedData
 from devhost.ncrontab import Schedule
 from devhost.runtime import Outcome
+
+_SET_BACK = timedelta(seconds=1)
 
 _log = logging.getLogger("devhost.timer")
 
@@ -71,8 +73,11 @@ class TimerListener:
         self.ready.set()
         if self._run_on_startup:
             await self._fire()
+        due = datetime.now(UTC)
         while not self._stop.is_set():
-            due = self._schedule.after(datetime.now(UTC))
+            # Once for each time it is due: the wall clock may be set back a little while the loop's own goes on.
+            now = datetime.now(UTC)
+            due = self._schedule.after(max(now, due) if due - now < _SET_BACK else now)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), (due - datetime.now(UTC)).total_seconds())
                 return

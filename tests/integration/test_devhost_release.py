@@ -31,6 +31,7 @@ class Listeners:
         self.rules = QueueRules(16, 8, attempts, 0, POLL_SECONDS, False)
         self.runs: list[str] = []
         self.end = asyncio.Event()
+        self.succeed = False
         self.queue = self._client(connection, name)
         self.poison = self._client(connection, name + POISON)
         self.work = self._listener(self.queue, self.poison)
@@ -50,7 +51,7 @@ class Listeners:
     async def _run(self, _function: Function, data: TypedData, _metadata: dict[str, TypedData]) -> Outcome:
         self.runs.append(str(data.string))  # type: ignore[attr-defined]  # the kind of value is its attribute's name
         await self.end.wait()
-        return Outcome(succeeded=False, seconds=0.0)
+        return Outcome(self.succeed, seconds=0.0)
 
     async def runs_of(self, count: int) -> None:
         assert await until(lambda: len(self.runs) >= count, 20)
@@ -117,7 +118,36 @@ async def test_a_function_that_fails_while_its_message_is_given_back_moves_it_to
 ) -> None:
     await listeners.queue.send_message("a")
     await listeners.runs_of(1)
+    # A poll of it that is under way when the function fails would bring the message here.
+    await listeners.lost.quiesce()
     listeners.end.set()
     await listeners.die()
     assert await listeners.received(listeners.queue) == []
     assert [message.dequeue_count for message in await listeners.received(listeners.poison)] == [1]
+
+
+async def test_a_message_of_the_poison_queue_is_given_back_too(listeners: Listeners) -> None:
+    await listeners.poison.send_message("a")
+    await listeners.runs_of(1)
+    await listeners.die()
+    assert listeners.runs == ["a"]
+    assert [message.dequeue_count for message in await listeners.received(listeners.poison)] == [2]
+
+
+@pytest.mark.parametrize("attempts", [1])
+async def test_a_function_that_succeeds_while_its_message_is_about_to_be_given_back_keeps_it_from_the_poison_queue(
+    listeners: Listeners,
+) -> None:
+    listeners.succeed = True
+    await listeners.queue.send_message("a")
+    await listeners.runs_of(1)
+    await asyncio.gather(listeners.work.quiesce(), listeners.lost.quiesce())
+    (held,) = listeners.work._held.values()
+    async with held.updating:  # as a renewal does that storage is slow to answer
+        dying = asyncio.create_task(listeners.die())
+        await asyncio.sleep(WATCHED_SECONDS)
+        listeners.end.set()
+        assert await until(held.done.is_set, 20)
+    await dying
+    assert await listeners.received(listeners.queue) == []
+    assert await listeners.received(listeners.poison) == []

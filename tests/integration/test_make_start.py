@@ -1,7 +1,9 @@
 """`make start` as a stranger uses it: in a copy of the project, with the lines that it prints, twice."""
 
 import asyncio
+import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -53,7 +55,7 @@ class Started:
         shown = await until(lambda: self.process.poll() is not None or "OpenAI(" in self.output(), START_SECONDS)
         assert shown, self.output()
         assert self.process.poll() is None, self.output()
-        async with httpx.AsyncClient(base_url=self.url) as http:
+        async with httpx.AsyncClient(base_url=self.url, timeout=60) as http:
             assert (await http.get("/readyz")).status_code == 200
 
     async def interrupt(self) -> None:
@@ -75,9 +77,12 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below those that systems give away by themselves: no process of another test takes it before the server."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 async def run(*command: str) -> str:
