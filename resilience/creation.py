@@ -15,7 +15,7 @@ from resilience import acceptance, chain
 from resilience.background_runs import BackgroundRuns
 from resilience.conversations import refuse_deleted
 from resilience.dispatch import Disposition, decide
-from resilience.foreground_record import ForegroundRecord, TurnRecord
+from resilience.foreground_record import ForegroundRecord
 from resilience.foreground_run import ForegroundRun
 from resilience.idempotency import RequestKey, hash_of
 from resilience.log_context import bound
@@ -28,6 +28,7 @@ from resilience.run_entries import ForegroundEntry, close_run, open_foreground
 from resilience.run_watch import RunWatch
 from resilience.runtime import Runtime
 from resilience.snapshots import snapshot_of
+from resilience.turn_record import TurnRecord
 from storage.errors import AlreadyExists
 from storage.rows import ResponseRow
 

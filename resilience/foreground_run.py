@@ -27,7 +27,7 @@ from resilience import chain
 from resilience.attempt import foreground_attempt
 from resilience.chain_metadata import ConversationChainMetadata
 from resilience.dispatch import Disposition
-from resilience.foreground_record import ForegroundRecord, TurnRecord
+from resilience.foreground_record import ForegroundRecord
 from resilience.handler_entry import answer_to, events_of
 from resilience.history import History
 from resilience.outcome import GENERIC_FAILURE, terminal_frames
@@ -36,6 +36,7 @@ from resilience.run_context import context_of
 from resilience.runtime import Runtime
 from resilience.stamper import Ending, Stamper
 from resilience.tasks import settled
+from resilience.turn_record import TurnRecord
 from storage.errors import StorageUnavailable
 from storage.rows import ResponseRow
 
