@@ -51,6 +51,7 @@ from resilience.response_row import OwnershipLost, read_row, replace_with_outcom
 from resilience.rows import first_row, is_unseen
 from resilience.run_entries import BACKGROUND, FOREGROUND
 from resilience.runtime import Runtime
+from resilience.snapshots import stand_in_record
 from storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, StorageUnavailable
 from storage.expiry import MAX_RESPONSES
 from storage.ledger import LedgerEntry, WorkerRecord
@@ -267,10 +268,8 @@ async def _record_failure(runtime: Runtime, data: Mapping[str, Any]) -> None:
         inline=inline if isinstance(inline, bytes) else None, blob=blob if isinstance(blob, str) else None
     )
     storage = runtime.storage
-    try:
-        record = RequestRecord.from_bytes(await storage.payloads.get(request))
-    except (MalformedRecord, NotFound):
-        _log.exception("response %s: its record cannot be read", response_id)
+    record = await _record_in(runtime, key, response_id, request)
+    if record is None:
         await revive_or_leave(runtime, key, response_id)  # it may have left its chain before it was removed
         return
     while True:
@@ -294,6 +293,23 @@ async def _record_failure(runtime: Runtime, data: Mapping[str, Any]) -> None:
             except OwnershipLost:
                 continue
             return
+
+
+async def _record_in(runtime: Runtime, key: str, response_id: str, request: StoredPayload) -> RequestRecord | None:
+    """The record of an entry; None if it cannot be read, and there is no turn in flight that has to end."""
+    try:
+        return RequestRecord.from_bytes(await runtime.storage.payloads.get(request))
+    except NotFound as error:
+        # As a rule it was refused or taken back, and its worker died before the entry was closed.
+        unreadable: Exception = error
+    except MalformedRecord as error:
+        unreadable = error
+    row = await read_row(runtime.storage, key, response_id)
+    if row is not None and is_unseen(row):
+        _log.error("response %s: its record cannot be read", response_id, exc_info=unreadable)
+        return stand_in_record(row)
+    _log.info("response %s: nothing of it is left to be ended: %s", response_id, unreadable)
+    return None
 
 
 async def _fail_turn(runtime: Runtime, row: ResponseRow, record: RequestRecord) -> None:

@@ -27,7 +27,7 @@ from resilience.retry import STORAGE_RETRY_SECONDS
 from resilience.run_entries import background_entry, close_run
 from resilience.run_watch import RunWatch
 from resilience.runtime import Runtime
-from resilience.snapshots import record_of
+from resilience.snapshots import record_of, stand_in_record
 from resilience.verdict import ATTEMPTS_EXHAUSTED, UNREADABLE, Verdict
 from resilience.worker import Worker
 from storage.chains import own_chain_key
@@ -217,18 +217,8 @@ class BackgroundRuns:
                         raise
                     await asyncio.sleep(_LAST_LOOK)
         except (MalformedRecord, StorageError):
-            row = ownership.row
-            _log.exception("response %s: its record cannot be read", row.id)
-            empty = RequestRecord(
-                response_id=row.id,
-                created_at=row.created_at,
-                principal=row.principal,
-                request={"background": row.background, "stream": row.stream},
-                client_headers={},
-                query_parameters={},
-                agent_reference=None,
-            )
-            return empty, UNREADABLE
+            _log.exception("response %s: its record cannot be read", ownership.row.id)
+            return stand_in_record(ownership.row), UNREADABLE
 
     async def _claim(self, key: str, response_id: str, *, late: bool = True, give_up: bool = False) -> Ownership | None:
         """Claim a run that this process does not have; None if there is nothing to do here.

@@ -60,6 +60,19 @@ async def record_of(runtime: Runtime, row: ResponseRow) -> RequestRecord:
     return RequestRecord.from_bytes(await runtime.storage.payloads.get(row.request))
 
 
+def stand_in_record(row: ResponseRow) -> RequestRecord:
+    """What a response is ended with whose record cannot be read: no handler is entered for it (R3)."""
+    return RequestRecord(
+        response_id=row.id,
+        created_at=row.created_at,
+        principal=row.principal,
+        request={"background": row.background, "stream": row.stream},
+        client_headers={},
+        query_parameters={},
+        agent_reference=None,
+    )
+
+
 async def snapshot_of(runtime: Runtime, row: ResponseRow) -> dict[str, Any]:
     """The response as the row has it, internal parts included (B5, R12).
 

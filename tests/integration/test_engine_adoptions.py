@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from protocol.errors import ConversationQueueFull
+from resilience.chain import MAX_PENDING
 from resilience.options import ResponsesServerOptions
 from storage.driver import EXPIRY
 from storage.errors import NotFound, StorageError, StorageRejected
@@ -13,7 +15,7 @@ from storage.seam import Fault
 from tests.support.deaths import die_after
 from tests.support.engines import Fleet, Host, HostGone, background, fleet, until
 from tests.support.handlers import Teller
-from tests.support.turns import Turns
+from tests.support.turns import Turns, until_opened
 from tests.support.virtual_time import VirtualTimeLoop
 
 EVENT_LOOP = VirtualTimeLoop
@@ -145,3 +147,44 @@ async def test_an_adoption_gets_on_in_a_storm() -> None:
         rows = [await hosts.row(each) for each in hosts.entries]
         failed = sum(row is not None and row.status == "failed" for row in rows)
         assert failed == 60
+
+
+LARGE = "x" * 40_000
+"""Enough for a request that is stored beside its row."""
+
+
+async def test_a_turn_that_was_refused_before_its_worker_died_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    turns = Turns(until_opened)
+    async with fleet(turns) as hosts:
+        other = hosts.host(options=STEERABLE)
+        for _ in range(MAX_PENDING + 1):
+            await other.create(background("waits", conversation="talk"))
+        victim = hosts.host(options=STEERABLE, queues=False)
+        with pytest.raises(ConversationQueueFull):
+            await victim.create({"input": LARGE, "conversation": "talk"})
+        worker = victim.engine.runtime.worker.id
+        assert worker
+        assert await hosts.storage.ledger.entries(worker), "it is closed with the next write of the ledger"
+        await victim.crash()
+        turns.gates["waits"].set()
+        await hosts.quiet()
+        assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_turn_in_flight_whose_request_is_gone_ends_when_its_worker_dies() -> None:
+    turns = Turns(until_opened)
+    async with fleet(turns) as hosts:
+        victim = hosts.host(options=STEERABLE, queues=False)
+        call = victim.spawn(victim.create({"input": LARGE, "conversation": "talk"}), "asking")
+        call.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await until(lambda: hosts.entries)
+        (first,) = hosts.entries
+        other = hosts.host(options=STEERABLE)
+        turns.gates["second"].set()
+        second = (await other.create(background("second", conversation="talk")))["id"]
+        row = await hosts.row(first)
+        assert row is not None
+        await hosts.storage.payloads.delete(row.request)
+        await victim.crash()
+        assert (await hosts.finished(second)).status == "completed"
+        assert (await hosts.finished(first)).status == "failed"
