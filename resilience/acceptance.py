@@ -294,6 +294,7 @@ async def _insert_turn(
             started = True
         if turn.steered and waiting is None:
             waiting = await _waiting_row(runtime, row, record)
+            row = replace(row, request=waiting.request)
         wanted = replace(waiting if turn.steered and waiting else row, turn=turn.number, steered=turn.steered)
         try:
             inserted, chain = await runtime.storage.chains.insert_row(wanted, turn.chain, mark=mark)
@@ -319,7 +320,14 @@ async def _disowned(runtime: Runtime, row: ResponseRow) -> ResponseRow:
 
 async def _waiting_row(runtime: Runtime, row: ResponseRow, record: RequestRecord) -> ResponseRow:
     """The row of a turn that has to wait, as the acceptor wants it to look (S3)."""
+    loop_time = asyncio.get_running_loop().time
+    asked_at = loop_time()
     snapshot = await _accepted_snapshot(runtime, row, record) if row.background else None
+    if row.request.blob is not None and loop_time() - asked_at > SLOW_ACCEPTANCE:
+        # The message that was sent before it led to no row for so long that its request may have been removed (R2).
+        await _send_again(runtime, row)
+        request = await runtime.storage.payloads.put(row.partition_key, row.id, "request", record.to_bytes())
+        row = replace(row, request=request)
     if snapshot is None:
         return row
     data = jsonio.dumps(snapshot)

@@ -17,7 +17,7 @@ from protocol.event_stream import ResponseEventStream
 from resilience.chain import MAX_PENDING
 from resilience.context import ResponseContext
 from resilience.options import ResponsesServerOptions
-from tests.support.engines import PRINCIPAL, Fleet, Host, fleet, key_of, until
+from tests.support.engines import PRINCIPAL, Fleet, Host, background, fleet, key_of, until
 from tests.support.handlers import text_of
 from tests.support.invariants import assert_chain, check_nothing_recorded, check_response
 from tests.support.turns import Act, Turns, until_opened, until_told
@@ -353,6 +353,26 @@ async def test_an_acceptor_that_has_nothing_to_say_leaves_the_usual_answer(answe
         assert (queued["status"], queued["output"], queued["error"]) == ("queued", [], None)
         turns.gates["second"].set()
         await rest(hosts, turns, queued["id"])
+
+
+async def test_an_acceptor_that_takes_its_time_loses_no_large_request() -> None:
+    """Whoever received the turn's first message found no row for three minutes, and removed what lay beside it."""
+    turns = Turns(until_opened)
+
+    async def acceptor(request: Json, context: ResponseContext) -> None:
+        await asyncio.sleep(220)
+
+    async with fleet(turns) as hosts:
+        host = hosts.host(options=STEERABLE)
+        accept_with(host, acceptor)
+        await host.create(background("first", conversation="talk"))
+        large = "x" * 40_000
+        turns.gates[large].set()
+        second = await host.create(background(large, conversation="talk"))
+        turns.gates["first"].set()
+        assert (await hosts.finished(second["id"])).status == "completed"
+        await hosts.quiet()
+        assert len(await hosts.storage.payloads.names(key_of(second["id"]), second["id"])) <= 2
 
 
 async def test_an_acceptor_is_not_asked_for_a_turn_that_runs_at_once() -> None:
