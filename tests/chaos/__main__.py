@@ -190,7 +190,7 @@ class Run:
             f"starts that failed: {sum(slot.failed_starts for slot in self.slots)}",
             "modes: " + _counted(per_mode(self.traffic.told)),
             "outcomes: " + _counted(self.outcomes),
-            f"clients that a full conversation refused to the end: {self.traffic.crowded_out}",
+            f"clients that a crowded conversation never came to: {self.traffic.crowded_out}",
             f"second entries into handlers: {sum(self.reentries.values())}, because of: {_counted(self.reentries)}",
             "in the logs: " + _counted(self.seen),
             *left,

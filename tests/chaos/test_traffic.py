@@ -94,7 +94,7 @@ async def test_a_stream_that_ends_in_order_before_its_last_event_is_told_from_on
 
 
 @pytest.mark.parametrize(("status", "wrong"), [(409, []), (503, ["V1: no end within 1 s"])])
-async def test_only_a_client_that_a_full_conversation_refused_to_the_end_may_come_to_none(
+async def test_only_a_client_that_a_full_conversation_refused_to_the_end_may_come_to_no_end(
     status: int, wrong: list[str]
 ) -> None:
     async def answer(_request: web.BaseRequest) -> web.StreamResponse:

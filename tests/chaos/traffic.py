@@ -32,7 +32,7 @@ TALK_SECONDS = 400.0
 """So long a turn may take, with all that happens to those before it."""
 
 CROWDED_SECONDS = 60.0
-"""So long before its time was up a client may have been refused by a full queue for the last time."""
+"""So long before its time was up a client may have asked a crowded conversation for the last time."""
 
 UNAVAILABLE = (500, 502, 503, 504)
 MANY_BYTES = 50_000
@@ -102,6 +102,7 @@ class Told:
         final: the response as a GET, or the foreground's answer, told it at last.
         ids: every id it was told; a key stands for one response.
         wrong: what no client may ever be told.
+        asked_at: when it asked last for a turn that may be another one each time.
         refused_at: when it was told last that its conversation has no room.
     """
 
@@ -122,16 +123,18 @@ class Told:
     ids: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
     last_status: str = ""
+    asked_at: float = 0.0
     refused_at: float = 0.0
 
     @property
     def crowded_out(self) -> bool:
-        """Whether it knows of no response, for its conversation was full to the end.
+        """Whether it knows of no response, for others were before it in its conversation to the end.
 
-        A stream shows nothing as long as its turn waits. So a client whose connections break asks again and again for
-        the same turn, and such turns may fill the queue for longer than its time.
+        A stream shows nothing as long as its turn waits. So a client without a key whose connections break asks for
+        another turn each time, behind all others, and such turns may fill the queue for longer than its time.
         """
-        return not self.answered and time.time() - self.refused_at < CROWDED_SECONDS
+        last = max(self.refused_at, self.asked_at)
+        return not self.answered and bool(self.conversation) and time.time() - last < CROWDED_SECONDS
 
     @property
     def answered(self) -> bool:
@@ -240,6 +243,8 @@ class Client:
         self._mode = mode
         told_as = f"turn, {mode}" if conversation else mode
         self.told = Told(told_as, self._script(mode), time.time(), conversation)
+        self._key = ""
+        """Of a streamed turn that has one."""
 
     def _script(self, mode: str) -> Json:
         script: Json = {"count": self._chance.randint(2, 30), "delay": self._chance.choice((0.0, 0.02, 0.1, 0.2))}
@@ -266,6 +271,8 @@ class Client:
             await self._background(mode)
 
     async def _background(self, mode: str) -> None:
+        if self.told.conversation:
+            self._key = uuid.UUID(int=self._chance.getrandbits(128)).hex
         polled = mode in ("poll", "cancel poll", "keyed") or (mode == "deleted" and self._chance.random() < 0.5)
         # Who has no answer asks again; what came of the first try is nobody's but the judge's.
         while not self.told.response_id:
@@ -319,7 +326,12 @@ class Client:
         if not self.told.views:
             self._add_view([])
         enough = self._chance.randint(1, 6) if leaves else 10**9
-        await self._stream("POST", "/responses", self.told.views[0], json=self._body(stream=True), enough=enough)
+        request: Json = {"json": self._body(stream=True), "enough": enough}
+        if self._key:  # the same turn, however often its connection breaks while it waits
+            request["headers"] = {"Idempotency-Key": self._key}
+        else:
+            self.told.asked_at = time.time()
+        await self._stream("POST", "/responses", self.told.views[0], **request)
 
     def _add_view(self, view: list[bytes]) -> int:
         self.told.views.append(view)
