@@ -64,9 +64,8 @@ async def abandon(
             continue  # the row came, or went, at this moment
         except (StorageUnavailable, PreconditionFailed, ChainMoved):
             await asyncio.sleep(_RETRY_SECONDS)
-        except (
-            StorageError
-        ):  # a chain that cannot be read, say: another time, or by who looks after it when this one dies
+        except StorageError:
+            # A chain that cannot be read, say: another time, or by whoever looks after it when this process dies.
             _log.exception("response %s: it cannot be taken back now", response_id)
             await asyncio.sleep(_RETRY_SECONDS)
     # A write of ours, of which we heard nothing, may have made another turn the active one.

@@ -36,11 +36,11 @@ from resilience.dispatch import Disposition
 from resilience.options import ResponsesServerOptions
 from resilience.placement import tenant_in
 from resilience.record import RequestRecord
-from resilience.response_row import ChainUnreadable, OwnershipLost, read_row, replace_row
+from resilience.response_row import ChainUnreadable, OwnershipLost, read_chain, read_row, replace_row
 from resilience.retry import STORAGE_RETRY_SECONDS
 from resilience.runtime import Runtime
 from storage.chains import ChainRow
-from storage.errors import ChainMoved, MalformedRecord, StorageRejected, StorageUnavailable
+from storage.errors import ChainMoved, MalformedRecord, StorageUnavailable
 from storage.rows import ResponseRow
 
 MAX_PENDING = 9
@@ -154,10 +154,7 @@ async def revive(runtime: Runtime, partition_key: str, gone: str, *, ended: bool
         ChainUnreadable: This one cannot, either.
     """
     while True:
-        try:
-            chain = await runtime.storage.chains.read(partition_key)
-        except (MalformedRecord, StorageRejected) as error:
-            raise ChainUnreadable from error
+        chain = await read_chain(runtime.storage, partition_key)
         left = (_without_ended(chain, gone) if ended else chain).wound_down(gone)
         if left != chain:
             try:

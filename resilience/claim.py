@@ -143,7 +143,7 @@ async def _reason_to_leave(storage: Storage, row: ResponseRow | None, request: C
 
 async def _chain_of(storage: Storage, row: ResponseRow, request: ClaimRequest) -> ChainRow | None:
     try:
-        return await read_chain(storage, row)
+        return await read_chain(storage, row.partition_key)
     except ChainUnreadable:
         if not request.without_chain or (row.steered and not request.opened):
             raise

@@ -16,6 +16,7 @@ from resilience.log_end import LogEnd
 from resilience.options import EngineSettings
 from resilience.response_row import (
     OwnershipLost,
+    chain_key,
     has_log,
     read_chain,
     read_row,
@@ -148,7 +149,7 @@ class Ownership:
         if self.chain is None:
             async for attempt in patiently(self._settings.finish_patience):
                 with attempt:
-                    self.chain = await read_chain(self._storage, self.row)
+                    self.chain = await read_chain(self._storage, self.row.partition_key, chain_key(self.row))
         assert self.chain is not None
         return self.chain
 

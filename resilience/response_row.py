@@ -64,15 +64,15 @@ async def read_row(storage: Storage, partition_key: str, response_id: str) -> Re
         return None
 
 
-async def read_chain(storage: Storage, row: ResponseRow) -> ChainRow:
-    """The chain of a response.
+async def read_chain(storage: Storage, partition_key: str, key: str = CHAIN_ROW) -> ChainRow:
+    """The chain of a partition's turns, or of the response that `key` names (`chain_key`).
 
     Raises:
         ChainUnreadable: At best another version can.
         StorageUnavailable: No answer.
     """
     try:
-        return await storage.chains.read(row.partition_key, chain_key(row))
+        return await storage.chains.read(partition_key, key)
     except (MalformedRecord, StorageRejected) as error:
         raise ChainUnreadable from error
 
@@ -120,7 +120,7 @@ async def replace_with_chain(
         with attempt:
             while True:
                 if chain is None:
-                    chain = await read_chain(storage, wanted)
+                    chain = await read_chain(storage, wanted.partition_key, chain_key(wanted))
                 try:
                     return await storage.chains.replace_row(wanted, change(chain), mark=mark)
                 except MalformedRecord as error:  # it was stored, behind a lost reply: the next try finds it

@@ -28,6 +28,13 @@ from tests.support.virtual_time import VirtualTimeLoop
 EVENT_LOOP = VirtualTimeLoop
 
 
+async def goes_on_from(before: str, host: Host, turns: Turns) -> None:
+    """A client that knows of no later turn continues that one."""
+    turns.gates["again"].set()
+    again = await host.create({"input": "again", "previous_response_id": before})
+    assert again["status"] == "completed"
+
+
 async def test_a_foreground_turn_that_failed_while_it_waited_is_not_entered() -> None:
     turns = Turns(until_opened)
     async with fleet(turns) as hosts:
@@ -73,9 +80,7 @@ async def test_a_client_goes_on_from_the_turn_before_a_lost_one_though_its_chain
         await asyncio.sleep(100)
         chain = await hosts.storage.chains.read(key_of(first))
         assert chain.active is None
-        turns.gates["again"].set()
-        again = await api.create({"input": "again", "previous_response_id": zero})
-        assert again["status"] == "completed"
+        await goes_on_from(zero, api, turns)
 
 
 async def test_a_client_that_left_goes_on_from_the_turn_before_though_its_chain_could_not_be_read() -> None:
@@ -101,9 +106,7 @@ async def test_a_client_that_left_goes_on_from_the_turn_before_though_its_chain_
         fault.remove()
         await asyncio.sleep(200)
         assert (await hosts.storage.chains.read(key_of(first))).active is None
-        turns.gates["again"].set()
-        again = await api.create({"input": "again", "previous_response_id": zero})
-        assert again["status"] == "completed"
+        await goes_on_from(zero, api, turns)
 
 
 async def test_a_turn_that_is_deleted_while_its_row_is_given_free_begins_the_next_one() -> None:
